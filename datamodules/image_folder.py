@@ -1,0 +1,54 @@
+"""Images in class folders."""
+
+from pathlib import Path
+
+from datamodules.base import ImageDataModule
+from datamodules.errors import DataError
+from datamodules.splits import SPLITS
+from datamodules.table import ImageTable, divide, list_images
+
+# Names under which people keep their validation images.
+_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+
+class ImageFolderDataModule(ImageDataModule):
+    """``root/<class>/...`` or ``root/{train,val,test}/<class>/...``, images at any depth below the class.
+
+    Undivided images are divided here, stratified by class and seeded. Of divided ones, a missing ``val`` or
+    ``test`` is taken out of ``train`` in the same way.
+    """
+
+    def find_images(self) -> ImageTable:
+        if self.root is None:
+            raise DataError("data.root: expected a folder of class folders, found none; give --data.root <folder>.")
+        root = Path(self.root).expanduser().resolve()
+        if not root.is_dir():
+            raise DataError(f"data.root: expected a folder of class folders, found nothing at '{self.root}'.")
+        folders = {split: next((root / n for n in names if (root / n).is_dir()), None) for split, names in _FOLDERS.items()}
+        if folders["train"] is None:
+            folders = {"train": root, "val": None, "test": None}
+        paths: list[str] = []
+        labels: list[str] = []
+        splits: list[str] = []
+        for split in SPLITS:
+            for label, found in _images_by_class(folders[split], root):
+                paths += found
+                labels += [label] * len(found)
+                splits += [split] * len(found)
+        return divide(root, paths, labels, splits, labels, self.fractions, self.split_seed)
+
+
+def _images_by_class(folder: Path | None, root: Path) -> list[tuple[str, list[str]]]:
+    if folder is None:
+        return []
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not classes:
+        raise DataError(f"data.root: expected a folder for each class in '{folder}', found none.")
+    found = [(path.name, list_images(path, root)) for path in classes]
+    for name, images in found:
+        if not images:
+            raise DataError(
+                f"data.root: expected images of class '{name}', found none in '{folder / name}'; "
+                "add images or remove the folder."
+            )
+    return found

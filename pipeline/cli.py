@@ -1,0 +1,96 @@
+"""``python -m pipeline``: subcommands, exit codes, and errors as one clear line.
+
+Imports nothing heavy, so that ``--help`` and a mistyped subcommand answer at once; LightningCLI and torch are imported
+when a subcommand runs.
+"""
+
+import logging
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Sequence
+
+SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+HELP = """usage: python -m pipeline <subcommand> [--config FILE] [--<setting> VALUE ...]
+
+Fine-tune a pretrained ResNet on your own labelled images.
+
+  fit        train, test the best checkpoint, track the run in MLflow, register the model
+  validate   metrics of a checkpoint on the validation images
+  test       metrics of a checkpoint on the test images
+  predict    a CSV of predictions for a folder of images
+
+  --config FILE     settings in YAML; see configs/
+  --quiet           plain lines instead of a progress bar
+  --traceback       where an error came from
+  <subcommand> --help, --data.help, --print_config     every setting
+
+example: python -m pipeline fit --config configs/finetune.yaml --data.root my_images
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: without the program's name; None: those of the process.
+
+    Returns:
+        The exit code: 0; 1 a failure of the program; 2 a mistake that the person can mend; 130 interrupted.
+    """
+    started = time.perf_counter()
+    arguments = list(sys.argv[1:] if args is None else args)
+    wants_traceback = "--traceback" in arguments
+    arguments = [argument for argument in arguments if argument != "--traceback"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return SUCCESS if arguments else USAGE
+    try:
+        return _run(arguments, started)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        from pipeline.messages import explain
+
+        message = explain(error)
+        if message is None or wants_traceback:
+            traceback.print_exc()
+        if message is None:
+            return FAILURE
+        print(f"error: {message}", file=sys.stderr)
+        return USAGE
+
+
+def _run(arguments: list[str], started: float) -> int:
+    if arguments[0] not in ("fit", "validate", "test", "predict") and not arguments[0].startswith("-"):
+        from pipeline.errors import UserError, near_matches
+
+        known = ("fit", "validate", "test", "predict")
+        raise UserError(
+            f"expected a subcommand ({', '.join(known)}), found '{arguments[0]}'; "
+            f"{near_matches(arguments[0], known)}see python -m pipeline --help."
+        )
+    from pipeline.transfer_cli import TransferCLI
+
+    _hush()  # after the import: Lightning sets its loggers up then
+    TransferCLI(arguments, terminal=sys.stdout.isatty(), started=started)
+    return SUCCESS
+
+
+def _hush() -> None:
+    """Keep libraries from telling people what they cannot act on; each line has its reason."""
+    # Devices found, the seed, tips for other products: what matters of it is in our own lines.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Creating and upgrading the tables of a new local store.
+    for name in ("mlflow.store.db.utils", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # The run folder is made, with the configuration in it, before the first checkpoint.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # Lightning 2.6.6 asks torch 2.15 in the old way; nothing a person could do about.
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # Our metrics are kept by epoch; small data sets have fewer steps in one than the logging interval.
+    warnings.filterwarnings("ignore", message="The number of training batches")

@@ -1,0 +1,113 @@
+"""Collecting a model's predictions over a whole split, from however many processes."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Class probabilities of each image of a split, in the split's order.
+
+    Attributes:
+        targets: true class index of each image, int64 ``(N,)``; -1 where it is not known.
+        probabilities: float64 ``(N, C)``; each row sums to 1.
+    """
+
+    targets: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The most probable class index of each image, int64 ``(N,)``."""
+        return self.probabilities.argmax(axis=1)
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """The probability of that class, float64 ``(N,)``."""
+        return self.probabilities.max(axis=1)
+
+
+class PredictionCollector(Callback):
+    """Keeps what ``validate``, ``test`` and ``predict`` put out; ``collected`` holds the last whole pass.
+
+    Afterwards every process has the predictions of all of them.
+    """
+
+    def __init__(self) -> None:
+        self.collected: Predictions | None = None
+        self._parts: list[dict[str, Tensor]] = []
+
+    def _start(self) -> None:
+        self.collected = None
+        self._parts = []
+
+    def _keep(self, outputs: Any) -> None:
+        self._parts.append({key: value.detach().cpu() for key, value in outputs.items()})
+
+    def _finish(self, pl_module: LightningModule) -> None:
+        gathered = {key: _gather([part[key] for part in self._parts], pl_module.device) for key in self._parts[0]}
+        self._parts = []
+        order = torch.argsort(gathered["index"])
+        self.collected = Predictions(
+            targets=gathered["target"][order].numpy(),
+            probabilities=torch.softmax(gathered["logits"][order].double(), dim=1).numpy(),
+        )
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start()
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        if trainer.state.fn == "validate":  # not the validations inside `fit`: nobody asks for those
+            self._keep(outputs)
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        self._keep(outputs)
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        self._keep(outputs)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._finish(pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(pl_module)
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(pl_module)
+
+
+def _gather(parts: list[Tensor], device: torch.device) -> Tensor:
+    whole = torch.cat(parts)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # Ranks may hold unequally many; this call allows it.
+        return torch.cat([share.cpu() for share in gather_all_tensors(whole.to(device))])
+    return whole
+
+
+def write_csv(path: Path, image_paths: Sequence[str], predictions: Predictions, classes: Sequence[str]) -> None:
+    """One row an image: ``path``, ``target`` where it is known, ``label``, ``score``, and ``p_<class>`` for each class."""
+    labelled = bool((predictions.targets >= 0).all())
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", *(["target"] if labelled else []), "label", "score", *(f"p_{name}" for name in classes)])
+        rows = zip(image_paths, predictions.targets, predictions.labels, predictions.probabilities, strict=True)
+        for image_path, target, label, row in rows:
+            truth = [classes[target]] if labelled else []
+            writer.writerow([image_path, *truth, classes[label], f"{row[label]:.6f}", *(f"{p:.6f}" for p in row)])

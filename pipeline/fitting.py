@@ -1,0 +1,157 @@
+"""One ``fit`` from start to end: train, evaluate the best checkpoint, keep and register what came out."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+
+from datamodules import ImageDataModule
+from pipeline.evaluation.predictions import PredictionCollector
+from pipeline.interruption import GracefulInterrupt
+from pipeline.monitor import MONITORS
+from pipeline.outcome import Evaluated, say_next, track_outcome, write_predictions, write_summary
+from pipeline.progress import EpochLines, say
+from pipeline.runs import RunFolder
+from pipeline.task import ClassificationTask
+from pipeline.tracking.logger import MLflowLogger
+from pipeline.tracking.recorder import DataFacts, RunRecorder
+
+
+def interruptible(trainer: Trainer, stage: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Run a stage of the trainer; an interruption by the person leaves as ``KeyboardInterrupt``.
+
+    Lightning turns it into ``SystemExit(1)``, which cannot be told from a failure.
+    """
+    try:
+        stage(*args, **kwargs)
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+
+
+def evaluate(
+    trainer: Trainer,
+    split: str,
+    task: ClassificationTask,
+    data: ImageDataModule,
+    checkpoint: Path,
+    collector: PredictionCollector,
+) -> Evaluated:
+    """Metrics of a checkpoint on ``val`` or ``test``; the collector is one of the trainer's callbacks."""
+    stage = trainer.validate if split == "val" else trainer.test
+    interruptible(
+        trainer, stage, task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False
+    )
+    assert collector.collected is not None
+    return Evaluated.of(split, data.paths(split), collector.collected)
+
+
+@dataclass
+class Fitting:
+    """What a ``fit`` needs beside the trainer.
+
+    Attributes:
+        folder: of the run.
+        monitor: the metric that picks the best checkpoint.
+        patience: epochs without a better one before training stops.
+        logger: of the tracked run, or None.
+        registered_model_name: of the model in the registry, or None.
+        tags: of the run.
+        data_facts: what is told of the data.
+        started: ``time.perf_counter()`` when the program started.
+    """
+
+    folder: RunFolder
+    monitor: str
+    patience: int
+    logger: MLflowLogger | None
+    registered_model_name: str | None
+    tags: dict[str, str]
+    data_facts: DataFacts
+    started: float
+
+    def __post_init__(self) -> None:
+        self.collector = PredictionCollector()
+        self.epochs = EpochLines(self.monitor)
+        self.best = ModelCheckpoint(
+            dirpath=self.folder.path.resolve(),
+            filename="best",
+            monitor=self.monitor,
+            mode=MONITORS[self.monitor],
+            save_last=True,
+            enable_version_counter=False,
+        )
+
+    @property
+    def callbacks(self) -> list[Callback]:
+        """Callbacks for the trainer, in order."""
+        callbacks: list[Callback] = [self.folder]
+        if self.logger is not None:
+            callbacks.append(RunRecorder(self.logger, self.folder, self.data_facts, self.tags))
+            callbacks.append(LearningRateMonitor(logging_interval="step"))
+        stopping = EarlyStopping(self.monitor, mode=MONITORS[self.monitor], patience=self.patience)
+        return [*callbacks, self.collector, self.epochs, GracefulInterrupt(self.folder), stopping, self.best]
+
+    def run(
+        self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule, checkpoint: Path | None
+    ) -> None:
+        """Do it.
+
+        Args:
+            trainer: made with :attr:`callbacks`.
+            task: to train.
+            data: to train, validate and test on.
+            checkpoint: to go on from, or None.
+
+        Raises:
+            KeyboardInterrupt: the person stopped it; the run folder has ``last.ckpt`` and the run ends as KILLED.
+        """
+        with self.logger.closing() if self.logger is not None else contextlib.nullcontext():
+            interruptible(trainer, trainer.fit, task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            best = Path(self.best.best_model_path)
+            val = evaluate(trainer, "val", task, data, best, self.collector)
+            test = evaluate(trainer, "test", task, data, best, self.collector)
+            if trainer.is_global_zero:
+                self._conclude(task, data, best, val, test)
+
+    def _conclude(
+        self, task: ClassificationTask, data: ImageDataModule, best: Path, val: Evaluated, test: Evaluated
+    ) -> None:
+        folder, logger = self.folder.path, self.logger
+        metrics = {**val.prefixed(), **test.prefixed()}
+        write_predictions(folder, test, task.classes)
+        registered = None
+        if logger is not None:
+            track_outcome(logger, folder, best, task.classes, test, metrics)
+            if self.registered_model_name is not None:
+                from pipeline.registry.register import register
+
+                images = [data.table.root / path for path in test.paths]
+                description = {"tags": self.tags, "metrics": {name: e.to_dict() for name, e in metrics.items()}}
+                version = register(self.registered_model_name, task, logger, images, test.predictions, description)
+                registered = {"name": self.registered_model_name, "version": version}
+        summary = {
+            "run_id": logger.run_id if logger else None,
+            "experiment_id": logger.experiment_id if logger else None,
+            "tracking_uri": logger.tracking_uri if logger else None,
+            "run_dir": str(folder),
+            "checkpoint": str(best),
+            "classes": task.classes,
+            "metrics": {name: estimate.to_dict() for name, estimate in metrics.items()},
+            "wall_seconds": round(time.perf_counter() - self.started, 1),
+            "images_per_second": round(self.epochs.images_per_second, 1),
+            "registered": registered,
+            "tags": self.tags,
+        }
+        write_summary(folder, summary)
+        if logger is not None:
+            logger.log_file(folder / "summary.json")
+        test.say(f"best checkpoint by {self.monitor}")
+        say(f"  in {summary['wall_seconds']:.0f} s; training read {summary['images_per_second']:.0f} images/s")
+        say_next(folder, best, logger, registered)

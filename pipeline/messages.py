@@ -1,0 +1,66 @@
+"""Turning exceptions into one line that says what was expected, what was found and what to do."""
+
+import argparse
+import inspect
+import re
+from collections.abc import Iterator
+
+from datamodules import DataError, ImageDataModule
+from pipeline.errors import UserError, near_matches
+
+_UNKNOWN_KEY = re.compile(r"does not accept option '([^']+)'|unrecognized arguments: --([\w.]+)|Unknown option.*?'([^']+)'")
+_PARSER_KEY = re.compile(r'Parser key "([^"]+)"')
+# Lines of the parser's report that name a way out nobody asked for, or repeat the input.
+_BOILERPLATE = re.compile(
+    r"Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Parser key|Problem with given class_path"
+)
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for a mistake that a person can mend; None for a failure of the program.
+
+    Args:
+        error: what was raised; its causes are looked at too, because the parser wraps exceptions of ours.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, UserError | DataError):
+            # From a reading process the text of an exception holds its traceback, and ends with what it said.
+            return re.sub(r"^(\w+\.)*\w*Error: ", "", str(cause).strip().splitlines()[-1])
+    return _explain_parser(str(error)) if isinstance(error, argparse.ArgumentError) else None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _explain_parser(text: str) -> str:
+    if match := _UNKNOWN_KEY.search(text):
+        key = next(group for group in match.groups() if group)
+        return f"{key}: expected a known setting, found none of this name; {_advice(key)}"
+    keys = ".".join(_PARSER_KEY.findall(text))
+    lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
+    leaves = list(dict.fromkeys(line for line in lines if line and not _BOILERPLATE.search(line)))
+    detail = "; ".join(leaves) if leaves else _PARSER_KEY.sub("", text).strip(" :")
+    detail = re.sub(r"<class '([\w.]+)'>", r"\1", detail).replace("Expected a ", "expected ").replace(". Got value: ", ", found ")
+    return f"{keys}: {detail}" if keys else detail
+
+
+def _advice(key: str) -> str:
+    if key.rpartition(".")[2] == "num_classes":
+        return "remove it: the number of classes is that of the training data."
+    return f"{near_matches(key, _settings())}see --help, or --data.help for those of the data."
+
+
+def _settings() -> list[str]:
+    from lightning.pytorch import Trainer
+
+    from pipeline.task import ClassificationTask
+    from pipeline.tracking.logger import MLflowLogger
+
+    owners = {"model": ClassificationTask, "data": ImageDataModule, "trainer": Trainer, "logger": MLflowLogger}
+    names = [f"{section}.{name}" for section, owner in owners.items() for name in inspect.signature(owner).parameters]
+    inside = [f"data.init_args.{name.removeprefix('data.')}" for name in names if name.startswith("data.")]
+    own = ["seed_everything", "monitor", "patience", "registered_model_name", "output", "quiet", "ckpt_path", "config"]
+    return [*names, *inside, *own]

@@ -1,0 +1,97 @@
+"""What a finished training leaves behind: files, the tracked run, the registered model, and a few lines to read."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.evaluation.figures import confusion_figure
+from pipeline.evaluation.metrics import Estimate, confusion_matrix, estimate_metrics
+from pipeline.evaluation.predictions import Predictions, write_csv
+from pipeline.progress import say
+from pipeline.runs import CONFIG, PREDICTIONS, SPLIT, SUMMARY
+from pipeline.tracking.logger import MLflowLogger
+
+_NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1", "log_loss": "log loss"}
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A split with its predictions and metrics.
+
+    Attributes:
+        split: ``val`` or ``test``.
+        paths: of its images, in order.
+        predictions: in the same order.
+        metrics: by name, such as ``accuracy``.
+    """
+
+    split: str
+    paths: list[str]
+    predictions: Predictions
+    metrics: dict[str, Estimate]
+
+    @classmethod
+    def of(cls, split: str, paths: list[str], predictions: Predictions) -> "Evaluated":
+        """Compute the metrics of predictions."""
+        return cls(split, paths, predictions, estimate_metrics(predictions))
+
+    def prefixed(self) -> dict[str, Estimate]:
+        """Metrics by full name, such as ``test/accuracy``."""
+        return {f"{self.split}/{name}": estimate for name, estimate in self.metrics.items()}
+
+    def say(self, model: str) -> None:
+        """Print the metrics as a short table.
+
+        Args:
+            model: what was evaluated, in a few words.
+        """
+        say(f"\n{self.split}: {len(self.paths):,} images, {model}")
+        for name, estimate in self.metrics.items():
+            say(f"  {_NAMES[name]:<9} {estimate.value:.4f}   95 % interval {estimate.low:.4f} to {estimate.high:.4f}")
+
+
+def write_predictions(folder: Path, test: Evaluated, classes: Sequence[str]) -> None:
+    """``predictions.csv``: the test split, image by image."""
+    write_csv(folder / PREDICTIONS, test.paths, test.predictions, classes)
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """``summary.json``; it appears whole or not at all, and marks the run as done."""
+    unfinished = folder / f"{SUMMARY}.part"
+    unfinished.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(folder / SUMMARY)
+
+
+def track_outcome(
+    logger: MLflowLogger, folder: Path, checkpoint: Path, classes: Sequence[str], test: Evaluated, metrics: dict[str, Estimate]
+) -> None:
+    """Put metrics with intervals, files, the best checkpoint and the confusion matrix into the tracked run."""
+    values: dict[str, float] = {}
+    for name, estimate in metrics.items():
+        key = name if name.startswith("test/") else f"best/{name}"  # `val/...` are the curves of the training
+        values |= {key: estimate.value, f"{key}_low": estimate.low, f"{key}_high": estimate.high}
+    logger.log_metrics(values)
+    counts = confusion_matrix(test.predictions.targets, test.predictions.labels, len(classes))
+    accuracy = test.metrics["accuracy"]
+    title = f"test, {accuracy.n:,} images, accuracy {accuracy.value:.3f}"
+    logger.log_figure(confusion_figure(counts, classes, title), "confusion_matrix.png")
+    for name in (SPLIT, PREDICTIONS):
+        logger.log_file(folder / name)
+    logger.log_file(checkpoint, "checkpoints")
+
+
+def say_next(folder: Path, checkpoint: Path, logger: MLflowLogger | None, registered: dict[str, str] | None) -> None:
+    """Print where things are and the commands that follow."""
+    say(f"\nrun folder    {folder}")
+    if logger is not None:
+        say(f"tracked in    {logger.tracking_uri}  (run {logger.run_id})")
+    if registered is not None:
+        say(f"registered    models:/{registered['name']}@challenger  (version {registered['version']})")
+    config, best = folder / CONFIG, folder / checkpoint.name
+    say("\nnext:")
+    if logger is not None:
+        say(f"  mlflow ui --backend-store-uri {logger.tracking_uri}")
+    say(f"  python -m pipeline test --config {config} --ckpt_path {best}")
+    say(f"  python -m pipeline predict --config {config} --ckpt_path {best} --data.predict_path <folder of images>")

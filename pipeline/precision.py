@@ -1,0 +1,31 @@
+"""Which numbers training computes with."""
+
+from typing import Literal
+
+import torch
+
+Precision = Literal["32-true", "bf16-mixed"]
+
+
+def pick_precision(accelerator: str) -> tuple[Precision, str]:
+    """bf16 mixed precision where the processor computes it, float32 elsewhere.
+
+    Args:
+        accelerator: as the trainer names it: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``mps`` ...
+
+    Returns:
+        The trainer's precision, and the reason.
+    """
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16-mixed", "the GPU computes bf16"
+        return "32-true", "the GPU does not compute bf16"
+    if accelerator in ("auto", "cpu"):
+        # AVX512-BF16 or AMX; a processor that only emulates bf16 would be slower with it. Torch releases that
+        # cannot tell train in float32.
+        read = getattr(torch.cpu, "get_capabilities", dict)
+        units = [name for name in ("amx_bf16", "avx512_bf16") if read().get(name)]
+        if units:
+            return "bf16-mixed", f"the processor has {units[0]}"
+        return "32-true", "the processor has no bf16 unit that torch can see"
+    return "32-true", f"untested on '{accelerator}' in lower precision"

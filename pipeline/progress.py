@@ -1,0 +1,77 @@
+"""What a person sees while a run goes on."""
+
+import sys
+import textwrap
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+
+@rank_zero_only
+def say(text: str = "") -> None:
+    """Print a line, from the first process alone."""
+    print(text, flush=True)
+
+
+@rank_zero_only
+def warn_scratch(reason: str) -> None:
+    """Say so that no one can miss it that there are no pretrained weights."""
+    bar = "!" * 100
+    print(f"{bar}\n!! TRAINING FROM SCRATCH, without the pretrained weights that were asked for.", file=sys.stderr)
+    print(textwrap.fill(reason, 96, initial_indent="!! ", subsequent_indent="!! "), file=sys.stderr)
+    print(f"!! Expect a much weaker model. The run is tagged weights=scratch.\n{bar}", file=sys.stderr, flush=True)
+
+
+class EpochLines(Callback):
+    """One plain line an epoch, and the training throughput.
+
+    Args:
+        monitor: the metric that decides which epoch is best.
+    """
+
+    def __init__(self, monitor: str) -> None:
+        self.monitor = monitor
+        self.images = 0
+        self.seconds = 0.0
+        self._best = float("-inf")
+        self._started = 0.0
+        self._epoch_started = 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images per second, over all processes, without validation."""
+        return self.images / self.seconds if self.seconds else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._best = state_dict["best"]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = self._epoch_started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, _: int) -> None:
+        self.images += len(batch["target"]) * trainer.world_size
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self.seconds += time.perf_counter() - self._started
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        names = ["train/loss_epoch", "val/loss", "val/accuracy", "val/macro_f1"]
+        shown = "  ".join(f"{name.removesuffix('_epoch')} {metrics[name]:.4f}" for name in names if name in metrics)
+        is_best = metrics.get(self.monitor, float("-inf")) > self._best
+        self._best = max(self._best, metrics.get(self.monitor, float("-inf")))
+        seconds = time.perf_counter() - self._epoch_started
+        line = f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}  {shown}  {seconds:5.1f} s"
+        line += f"  best {self.monitor}" if is_best else ""
+        if trainer.is_global_zero:
+            bar = trainer.progress_bar_callback
+            bar.print(line) if bar is not None else say(line)

@@ -1,0 +1,1 @@
+"""Handing a trained model to the MLflow model registry."""

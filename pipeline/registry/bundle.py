@@ -1,0 +1,72 @@
+"""The folder that is registered: an ONNX graph, what it must be fed, and the code that feeds it."""
+
+import contextlib
+import io
+import json
+import logging
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import datamodules.decode
+import datamodules.preprocessing
+from pipeline.task import ClassificationTask
+
+
+class _Probabilities(nn.Module):
+    """uint8 images ``(N, C, size, size)`` to class probabilities ``(N, classes)``: what is exported."""
+
+    def __init__(self, task: ClassificationTask) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.softmax(self.task(image), dim=1)
+
+
+def write_bundle(folder: Path, task: ClassificationTask, description: dict[str, Any]) -> None:
+    """Fill an empty folder with ``model.onnx`` (any batch size), ``bundle.json``, ``decode.py`` and ``preprocessing.py``.
+
+    Scaling and normalising are inside the graph, so that whoever feeds it cannot get them wrong.
+
+    Args:
+        folder: exists and is empty.
+        task: the trained model.
+        description: plain types kept in ``bundle.json`` beside classes and preprocessing.
+    """
+    task = task.cpu().eval()
+    record = task.hparams["preprocessing"]
+    example = torch.zeros(2, record["channels"], record["size"], record["size"], dtype=torch.uint8)
+    with _quiet_exporter():
+        torch.onnx.export(
+            _Probabilities(task),
+            (example,),
+            str(folder / "model.onnx"),
+            input_names=["image"],
+            output_names=["probabilities"],
+            dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}},
+            external_data=False,
+            dynamo=True,
+        )
+    content = {"classes": task.classes, "preprocessing": record, **description}
+    (folder / "bundle.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for module in (datamodules.decode, datamodules.preprocessing):
+        shutil.copy(str(module.__file__), folder)
+
+
+@contextlib.contextmanager
+def _quiet_exporter():  # type: ignore[no-untyped-def] # noqa: ANN202
+    # The exporter tells its own story on standard output and through warnings about its internals; failures raise.
+    noisy = logging.getLogger("onnxscript")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        noisy.setLevel(level)

@@ -1,0 +1,106 @@
+"""From a trained model to a version in the MLflow model registry."""
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluation.predictions import Predictions
+from pipeline.registry.bundle import write_bundle
+from pipeline.registry.served import Bundle
+from pipeline.task import ClassificationTask
+from pipeline.tracking.logger import MLflowLogger
+
+CHALLENGER = "challenger"
+#: How far a probability of the registered model may be from the tested one's.
+TOLERANCE = 1e-4
+_GOLDEN_SAMPLES = 16
+_REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "onnxruntime")
+
+
+def register(
+    name: str,
+    task: ClassificationTask,
+    logger: MLflowLogger,
+    test_images: Sequence[Path],
+    tested: Predictions,
+    description: dict[str, Any],
+) -> str:
+    """Log the model in its run and register it under the alias ``challenger``.
+
+    Before that the bundle must give what ``test`` saw, to 1e-4 in each probability and to the label, for images
+    spread over the test split.
+
+    Args:
+        name: of the registered model.
+        task: the trained model.
+        logger: of the run that the version will belong to.
+        test_images: files of the test split.
+        tested: their predictions.
+        description: plain types for the bundle (see :func:`~pipeline.registry.bundle.write_bundle`).
+
+    Returns:
+        The version.
+
+    Raises:
+        RuntimeError: the bundle disagrees with ``test``; nothing is registered.
+    """
+    import mlflow
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
+
+    chosen = np.unique(np.linspace(0, len(test_images) - 1, _GOLDEN_SAMPLES).astype(int))
+    encoded = [test_images[i].read_bytes() for i in chosen]
+    client = logger.experiment
+    previous = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "bundle"
+        folder.mkdir()
+        write_bundle(folder, task, description)
+        _require_agreement(Bundle(folder).predict_bytes(encoded), tested.probabilities[chosen])
+        mlflow.set_tracking_uri(logger.tracking_uri)
+        mlflow.set_registry_uri(logger.tracking_uri)
+        try:
+            # MLflow tells of each of its steps on standard error; what goes wrong it raises.
+            with mlflow.start_run(run_id=logger.run_id), contextlib.redirect_stderr(io.StringIO()):
+                logged = mlflow.pyfunc.log_model(
+                    name="model",
+                    python_model=str(Path(__file__).with_name("served.py")),
+                    artifacts={"bundle": str(folder)},
+                    signature=ModelSignature(
+                        inputs=Schema([ColSpec(DataType.binary, "image")]),
+                        outputs=Schema(
+                            [
+                                ColSpec(DataType.string, "label"),
+                                ColSpec(DataType.long, "label_id"),
+                                ColSpec(DataType.double, "score"),
+                                ColSpec(Array(DataType.double), "probabilities"),
+                            ]
+                        ),
+                    ),
+                    input_example=pd.DataFrame({"image": encoded[:1]}),
+                    pip_requirements=[f"{package}=={version(package)}" for package in _REQUIREMENTS],
+                    registered_model_name=name,
+                )
+        finally:
+            mlflow.set_tracking_uri(previous[0])
+            mlflow.set_registry_uri(previous[1])
+    number = str(logged.registered_model_version)
+    client.set_registered_model_alias(name, CHALLENGER, number)
+    return number
+
+
+def _require_agreement(served: np.ndarray, tested: np.ndarray) -> None:
+    difference = float(np.abs(served - tested).max())
+    if difference > TOLERANCE or (served.argmax(axis=1) != tested.argmax(axis=1)).any():
+        raise RuntimeError(
+            f"The exported model disagrees with the tested one by up to {difference:.2g} in probability "
+            f"(allowed: {TOLERANCE:g}) on {len(served)} test images; nothing was registered."
+        )

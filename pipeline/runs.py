@@ -1,0 +1,111 @@
+"""Run folders: where a run keeps its files, and finding the one to go on with."""
+
+import csv
+import hashlib
+import json
+import secrets
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from pipeline.errors import UserError
+
+RUNS = Path("runs")
+BEST = "best.ckpt"
+LAST = "last.ckpt"
+CONFIG = "config.yaml"
+SPLIT = "split.csv"
+PREDICTIONS = "predictions.csv"
+SUMMARY = "summary.json"
+_IDENTITY = "run.json"  # present from the first moment; summary.json only when the run is done
+
+
+def new_run_name() -> str:
+    """``<UTC time>-<short id>``; the id is not seeded, so that equal runs get different folders."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+
+
+def config_digest(config: str) -> str:
+    """Digest of a configuration in YAML; the checkpoint to resume from and the amount of output do not count."""
+    content = yaml.safe_load(config)
+    for key in ("ckpt_path", "quiet", "output"):
+        content.pop(key, None)
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class RunFolder(Callback):
+    """Makes a run's folder when training starts, with the configuration and the split in it.
+
+    Args:
+        path: of the folder.
+        config: the resolved configuration in YAML.
+        split: path, label and split of every image.
+    """
+
+    def __init__(self, path: Path, config: str, split: Sequence[tuple[str, str, str]]) -> None:
+        self.path = path
+        self.config = config
+        self.split = split
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        # Every process makes up a name; the first one's counts.
+        self.path = trainer.strategy.broadcast(self.path)
+        if trainer.is_global_zero:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / CONFIG).write_text(self.config, encoding="utf-8")
+            with (self.path / SPLIT).open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([("path", "label", "split"), *self.split])
+
+    def write_identity(self, tracking: dict[str, Any]) -> None:
+        """Note which tracked run this folder belongs to.
+
+        Args:
+            tracking: ``run_id``, ``experiment_id`` and ``tracking_uri``.
+        """
+        identity = {**tracking, "config_digest": config_digest(self.config)}
+        (self.path / _IDENTITY).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+
+
+def find_resumable(config: str, runs: Path = RUNS) -> tuple[Path, dict[str, Any]]:
+    """The newest unfinished run with this configuration.
+
+    Args:
+        config: the resolved configuration in YAML.
+        runs: folder of run folders.
+
+    Returns:
+        Its folder, and what :meth:`RunFolder.write_identity` noted.
+
+    Raises:
+        UserError: there is none.
+    """
+    digest = config_digest(config)
+    finished = others = 0
+    for folder, identity in _newest_first(runs):
+        if identity["config_digest"] != digest:
+            others += 1
+        elif (folder / SUMMARY).is_file():
+            finished += 1
+        elif (folder / LAST).is_file():
+            return folder, identity
+    raise UserError(
+        f"--ckpt_path last: expected an unfinished run with this configuration and a {LAST} below '{runs}', found none "
+        f"({finished} with this configuration are finished, {others} have another one); give the path of a checkpoint, "
+        "or leave --ckpt_path out to start anew."
+    )
+
+
+def newest_checkpoint(runs: Path = RUNS) -> Path | None:
+    """The best checkpoint of the newest run that has one."""
+    return next((path / BEST for path, _ in _newest_first(runs) if (path / BEST).is_file()), None)
+
+
+def _newest_first(runs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for note in sorted(runs.glob(f"*/{_IDENTITY}"), reverse=True):
+        yield note.parent, json.loads(note.read_text(encoding="utf-8"))

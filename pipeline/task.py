@@ -1,0 +1,151 @@
+"""What is learned: image classification with a network, its loss, its metrics and its optimizer."""
+
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+from pipeline.errors import UserError
+from pipeline.finetuning.optimization import cosine_with_warmup, parameter_groups
+from pipeline.models.backbones import create_backbone, head_name
+from pipeline.models.weights import HubUnreachableError, LoadReport, load_pretrained
+
+Batch = dict[str, Tensor]
+
+# Rates (backbone, head) under `auto`. Pretrained features are worth keeping and want small steps; a fresh head
+# learns faster. From scratch there is nothing to keep.
+_PRETRAINED_RATES = (2e-4, 2e-3)
+_SCRATCH_RATES = (1e-3, 1e-3)
+
+
+class ClassificationTask(LightningModule):
+    """Single-label classification of images.
+
+    Takes batches ``{"image": uint8 (N, C, H, W), "target": int64 (N,), "index": int64 (N,)}`` and scales and
+    normalises the images on the device, as ``preprocessing`` says. Training runs in the trainer's precision,
+    evaluation always in float32.
+
+    Args:
+        classes: the label space in order; output ``i`` scores ``classes[i]``.
+        preprocessing: the record that belongs to the weights (``mean`` and ``std`` are used here).
+        backbone: an architecture: ``resnet18`` to ``resnet152``, or ``timm/<model>``.
+        weights: where training starts: ``timm/<tag>``, a ``.safetensors`` or ``.pth`` file,
+            ``package:<module>/<file>``, or nothing.
+        weights_fallback: what to do when the model hub cannot be reached: ``error``, or ``scratch`` to train
+            without pretrained weights.
+        learning_rate: of the backbone; ``auto``: 2e-4 with pretrained weights, 1e-3 without.
+        head_learning_rate: of the classifier; ``auto``: 2e-3 with pretrained weights, 1e-3 without.
+        weight_decay: of all parameters but norms and biases.
+        warmup_fraction: share of the optimizer steps in which the rates rise from zero, in [0, 1).
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+
+    Raises:
+        UserError: a value is out of range, or backbone or weights are unknown or do not fit.
+
+    Example:
+        >>> record = {"mean": [0.5] * 3, "std": [0.25] * 3}
+        >>> task = ClassificationTask(classes=["cat", "dog"], preprocessing=record)
+        >>> task(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape
+        torch.Size([1, 2])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        classes: list[str],
+        preprocessing: dict[str, Any],
+        backbone: str = "resnet18",
+        weights: str | None = None,
+        weights_fallback: Literal["error", "scratch"] = "error",
+        learning_rate: float | Literal["auto"] = "auto",
+        head_learning_rate: float | Literal["auto"] = "auto",
+        weight_decay: float = 0.05,
+        warmup_fraction: float = 0.1,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        network = create_backbone(backbone, num_classes=len(classes))
+        #: What was loaded; None where training starts from scratch.
+        self.load_report: LoadReport | None = None
+        #: Why weights that were asked for are not there; None otherwise.
+        self.fallback_reason: str | None = None
+        if weights is not None:
+            try:
+                self.load_report = load_pretrained(network, weights)
+            except HubUnreachableError as error:
+                if weights_fallback == "error":
+                    raise
+                self.fallback_reason = str(error)
+        rates = _SCRATCH_RATES if self.load_report is None else _PRETRAINED_RATES
+        learning_rate = rates[0] if learning_rate == "auto" else learning_rate
+        head_learning_rate = rates[1] if head_learning_rate == "auto" else head_learning_rate
+        for name, rate in (("learning_rate", learning_rate), ("head_learning_rate", head_learning_rate)):
+            if rate <= 0:
+                raise UserError(f"model.{name}: expected a rate above 0, found {rate}.")
+        for name, share in (("warmup_fraction", warmup_fraction), ("label_smoothing", label_smoothing)):
+            if not 0 <= share < 1:
+                raise UserError(f"model.{name}: expected a share in [0, 1), found {share}.")
+        # The weights' address starts a run and is no property of the trained model: a checkpoint must load where
+        # that address cannot be reached. Rates are kept as resolved. The command line logs its whole configuration.
+        self.save_hyperparameters(ignore=["weights", "weights_fallback"], logger=False)
+        self.hparams["learning_rate"] = learning_rate
+        self.hparams["head_learning_rate"] = head_learning_rate
+        self.head = head_name(network)
+        self.network = network.to(memory_format=torch.channels_last)
+        self.classes = list(classes)
+        for name in ("mean", "std"):
+            values = torch.tensor(preprocessing[name], dtype=torch.float32).view(1, -1, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+        metrics = {
+            "accuracy": MulticlassAccuracy(num_classes=len(classes), average="micro"),
+            "macro_f1": MulticlassF1Score(num_classes=len(classes), average="macro"),
+        }
+        self.val_metrics = MetricCollection(metrics, prefix="val/")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images, uint8 ``(N, C, H, W)``, to logits, float ``(N, number of classes)``."""
+        scaled = images.to(torch.float32) / 255
+        normalised = (scaled - self.mean) / self.std
+        return self.network(normalised.contiguous(memory_format=torch.channels_last))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        logits = self(batch["image"]).float()
+        loss = F.cross_entropy(logits, batch["target"], label_smoothing=self.hparams["label_smoothing"])
+        self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(logits), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
+        outputs = self._evaluate(batch)
+        loss = F.cross_entropy(outputs["logits"], batch["target"])
+        self.val_metrics.update(outputs["logits"], batch["target"])
+        self.log("val/loss", loss, batch_size=len(batch["target"]), sync_dist=True)
+        self.log_dict(self.val_metrics, batch_size=len(batch["target"]))
+        return outputs
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Batch:
+        return self._evaluate(batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
+        return self._evaluate(batch)
+
+    def _evaluate(self, batch: Batch) -> Batch:
+        with torch.autocast(self.device.type, enabled=False):
+            logits = self(batch["image"])
+        return {"index": batch["index"], "target": batch["target"], "logits": logits}
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        rates = self.hparams["learning_rate"], self.hparams["head_learning_rate"]
+        groups = parameter_groups(self.network, self.head, *rates, self.hparams["weight_decay"])
+        optimizer = torch.optim.AdamW(groups)
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        warmup = round(total * self.hparams["warmup_fraction"])
+        schedule = partial(cosine_with_warmup, total_steps=total, warmup_steps=warmup)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,62 @@
+"""Writing down, when training starts, everything that a run can be repeated and found by."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from pipeline.runs import CONFIG, SPLIT, RunFolder
+from pipeline.tracking.logger import MLflowLogger
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What is told of the data.
+
+    Attributes:
+        root: where it was read.
+        digest: of every row.
+        counts: images by split and class.
+    """
+
+    root: Path
+    digest: str
+    counts: Mapping[str, Mapping[str, int]]
+
+
+class RunRecorder(Callback):
+    """Puts configuration, data and tags into the tracked run, from the first process.
+
+    Args:
+        logger: of the run.
+        folder: of the run; made before.
+        data: what is told of the data.
+        tags: of the run.
+    """
+
+    def __init__(self, logger: MLflowLogger, folder: RunFolder, data: DataFacts, tags: Mapping[str, str]) -> None:
+        self.logger = logger
+        self.folder = folder
+        self.data = data
+        self.tags = tags
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit" or not trainer.is_global_zero:
+            return
+        logger = self.logger
+        logger.log_hyperparams(yaml.safe_load(self.folder.config))
+        logger.set_tags(self.tags)
+        logger.log_dataset(self.data.root.name, self.data.digest, str(self.data.root), json.dumps(self.data.counts))
+        for name in (CONFIG, SPLIT):
+            logger.log_file(self.folder.path / name)
+        self.folder.write_identity(self.identity)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Where the tracked run is found."""
+        logger = self.logger
+        return {"run_id": logger.run_id, "experiment_id": logger.experiment_id, "tracking_uri": logger.tracking_uri}

@@ -1,0 +1,41 @@
+"""Where runs are tracked, and making sure that a local store is there."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from filelock import FileLock
+
+_SQLITE = "sqlite:///"
+DEFAULT_URI = _SQLITE + "mlflow.db"
+
+
+def resolve_tracking_uri(tracking_uri: str | None) -> str:
+    """The address of the tracking store, absolute, so that it means the same in any folder.
+
+    Args:
+        tracking_uri: as given; None: the environment's ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` here, which is
+            what a bare ``mlflow ui`` opens.
+    """
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    if uri.startswith(_SQLITE):
+        return _SQLITE + str(Path(uri.removeprefix(_SQLITE)).resolve())
+    return uri
+
+
+def prepare_store(tracking_uri: str) -> None:
+    """Create the tables of a local SQLite store, once, whichever process comes first.
+
+    Several processes that open a fresh store at once race in its migrations and leave it broken.
+
+    Args:
+        tracking_uri: an absolute address; any but SQLite is left alone.
+    """
+    if not tracking_uri.startswith(_SQLITE):
+        return
+    from mlflow import MlflowClient
+
+    name = hashlib.sha256(tracking_uri.encode()).hexdigest()[:16]
+    with FileLock(Path(tempfile.gettempdir()) / f"transfer-pipeline-{name}.lock"):
+        MlflowClient(tracking_uri, tracking_uri).search_experiments(max_results=1)

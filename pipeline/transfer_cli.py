@@ -1,0 +1,293 @@
+"""The Lightning command line of this project: its arguments, its links, and the trainer it makes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from datamodules import ImageDataModule
+from datamodules.preprocessing import Preprocessing
+from datamodules.splits import SPLITS
+from pipeline.checkpoints import existing_checkpoint, hyperparameters
+from pipeline.errors import UserError
+from pipeline.evaluation.predictions import PredictionCollector, write_csv
+from pipeline.fitting import Fitting, evaluate, interruptible
+from pipeline.models.weights import preprocessing_record
+from pipeline.monitor import choose_monitor
+from pipeline.precision import pick_precision
+from pipeline.progress import say, warn_scratch
+from pipeline.provenance import code_revision
+from pipeline.runs import LAST, RUNS, RunFolder, find_resumable, new_run_name
+from pipeline.task import ClassificationTask
+from pipeline.tracking.logger import MLflowLogger
+from pipeline.tracking.recorder import DataFacts
+
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+
+#: Settings that follow from others; set by hand they would be ignored, so they are refused.
+FOLLOWING = {
+    "model.classes": "the classes come from the training data",
+    "model.preprocessing": "the preprocessing comes from the backbone and its weights",
+    "data.classes": "the classes come from the training data",
+    "data.preprocessing": "the preprocessing comes from the backbone and its weights",
+    "data.seed": "order and augmentation follow seed_everything; the split has data.split_seed",
+}
+
+class TransferCLI(LightningCLI):
+    """``fit``, ``validate``, ``test`` and ``predict`` with one task and any of the datamodules.
+
+    Args:
+        args: the command line, without the program's name.
+        terminal: whether a person is looking, and a progress bar makes sense.
+        started: ``time.perf_counter()`` when the program started.
+    """
+
+    def __init__(self, args: Sequence[str], terminal: bool, started: float) -> None:
+        self.started = started
+        self.terminal = terminal
+        self.args = list(args)
+        self.checkpoint: Path | None = None
+        self.resumed: dict[str, Any] | None = None
+        strict = {"exit_on_error": False}
+        super().__init__(
+            ClassificationTask,
+            ImageDataModule,
+            subclass_mode_data=True,
+            save_config_callback=None,  # the run folder keeps the configuration, and tracking takes it from there
+            seed_everything_default=0,
+            parser_kwargs={**strict, **{name: strict for name in SUBCOMMANDS}},
+            args=self.args,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # the task's hyperparameters are plain, and load without the command line
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--monitor",
+            type=str,
+            default="auto",
+            help="validation metric that picks the best checkpoint and stops early: val/accuracy, val/macro_f1 or "
+            "val/loss; auto: macro-F1 where classes are uneven, accuracy otherwise",
+        )
+        parser.add_argument(
+            "--patience", type=int, default=10, help="epochs without a better monitored metric before training stops"
+        )
+        parser.add_argument(
+            "--registered_model_name",
+            type=str | None,
+            default=None,
+            help="register the tested model under this name, alias 'challenger'; none: do not register",
+        )
+        parser.add_argument(
+            "--output", type=str | None, default=None, help="CSV file for the predictions of test or predict"
+        )
+        parser.add_argument("--quiet", action="store_true", help="plain lines instead of a progress bar")
+        parser.add_class_arguments(MLflowLogger, "logger", skip={"run_name", "run_id"}, instantiate=False)
+        parser.set_defaults(
+            {
+                "data": {"class_path": "datamodules.ImageFolderDataModule"},
+                "trainer.max_epochs": 10,
+                "trainer.log_every_n_steps": 10,
+                "trainer.num_sanity_val_steps": 0,  # the data is checked before, and the first epoch is soon over
+            }
+        )
+        parser.link_arguments(
+            ("model.backbone", "model.weights"), "data.init_args.preprocessing", compute_fn=preprocessing_record
+        )
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+        parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
+        parser.link_arguments(
+            "data.preprocessing", "model.preprocessing", compute_fn=Preprocessing.to_dict, apply_on="instantiate"
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+        settings = self.config[self.config.subcommand]
+        # LightningCLI would let a checkpoint override the configuration and the command line, silently; what a
+        # checkpoint decides is written out in `before_instantiate_classes`.
+        self.ckpt_path, settings.ckpt_path = settings.ckpt_path, None
+
+    @property
+    def settings(self) -> Any:
+        """The configuration of the subcommand that runs."""
+        return self.config[self.subcommand]
+
+    def before_instantiate_classes(self) -> None:
+        self._refuse_following_settings()
+        settings = self.settings
+        self.config_text = self._parser(self.subcommand).dump(settings)
+        if self.subcommand == "fit":
+            self._prepare_fit()
+        else:
+            self._take_from_checkpoint()
+
+    def _prepare_fit(self) -> None:
+        if self.ckpt_path is None:
+            return
+        if self.ckpt_path == "last":
+            folder, self.resumed = find_resumable(self.config_text)
+            self.checkpoint = folder / LAST
+        else:
+            self.checkpoint = existing_checkpoint(self.ckpt_path)
+        model = self.settings.model
+        model.weights = None  # weights start a run; this one goes on from a checkpoint
+        hparams = hyperparameters(self.checkpoint)
+        for name in ("learning_rate", "head_learning_rate"):
+            if model[name] == "auto":
+                model[name] = hparams[name]
+
+    def _take_from_checkpoint(self) -> None:
+        """Evaluation takes the network, its classes and its preprocessing from the checkpoint."""
+        self.checkpoint = existing_checkpoint(self.ckpt_path)
+        hparams = hyperparameters(self.checkpoint)
+        data, model = self.settings.data.init_args, self.settings.model
+        data.classes, data.preprocessing = hparams.pop("classes"), hparams.pop("preprocessing")
+        data.image_size = data.crop_fraction = "auto"
+        model.weights = None
+        for name, value in hparams.items():
+            model[name] = value
+
+    def _refuse_following_settings(self) -> None:
+        given = [(Path(str(path)), yaml.safe_load(path.get_content())) for path in self.settings.config or []]
+        for key, reason in FOLLOWING.items():
+            section, name = key.split(".")
+            flags = (f"--{section}.{name}", f"--{section}.init_args.{name}")
+            places = [arg for arg in self.args if arg.split("=")[0] in flags]
+            for path, content in given:
+                content = (content or {}).get(section) or {}
+                if isinstance(content, dict) and (name in content or name in (content.get("init_args") or {})):
+                    places.append(str(path))
+            if places:
+                raise UserError(f"{key}: expected no value, found one in {', '.join(places)}; remove it: {reason}.")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        settings = self.config_init[self.subcommand]
+        user_callbacks: list[Callback] = settings.trainer.callbacks or []
+        bar = self.terminal and not settings.quiet
+        if self.subcommand == "fit":
+            self.fitting = self._make_fitting()
+            callbacks = self.fitting.callbacks
+            if self.fitting.logger is not None:
+                kwargs["logger"] = self.fitting.logger
+            if settings.trainer.precision is None:
+                kwargs["precision"] = self.precision[0]
+        else:
+            self.collector = PredictionCollector()
+            callbacks = [self.collector]
+            kwargs["logger"] = False
+        return super().instantiate_trainer(
+            callbacks=[*user_callbacks, *callbacks, *([TQDMProgressBar(leave=False)] if bar else [])],
+            enable_progress_bar=bar,
+            enable_model_summary=False,
+            **kwargs,
+        )
+
+    def _make_fitting(self) -> Fitting:
+        settings, data, task = self.config_init[self.subcommand], self.datamodule, self.model
+        identity = self.resumed or {}
+        folder = self.checkpoint.parent if self.resumed and self.checkpoint else RUNS / new_run_name()
+        table = data.table
+        self.monitor = choose_monitor(settings.monitor, table.counts("train"))
+        self.precision = pick_precision(str(settings.trainer.accelerator))
+        logger = None
+        if settings.trainer.logger in (None, True):
+            where = {**settings.logger, "tracking_uri": identity.get("tracking_uri", settings.logger.tracking_uri)}
+            logger = MLflowLogger(**where, run_name=folder.name, run_id=identity.get("run_id"))
+        if settings.registered_model_name is not None and logger is None:
+            raise UserError(
+                f"registered_model_name: expected tracking for '{settings.registered_model_name}' to be registered in, "
+                "found trainer.logger set; leave trainer.logger out."
+            )
+        tags = {
+            "backbone": task.hparams["backbone"],
+            "weights": task.load_report.source if task.load_report else "scratch",
+            "monitor": self.monitor[0],
+            "data_digest": table.digest,
+            "code_revision": code_revision(),
+        }
+        if self.checkpoint is not None:
+            tags["weights"] = "checkpoint"
+            tags["resumed_from"] = str(self.checkpoint)
+        counts = {split: dict(table.counts(split)) for split in SPLITS}
+        return Fitting(
+            folder=RunFolder(folder, self.config_text, table.named_rows()),
+            monitor=self.monitor[0],
+            patience=settings.patience,
+            logger=logger,
+            registered_model_name=settings.registered_model_name,
+            tags=tags,
+            data_facts=DataFacts(table.root, table.digest, counts),
+            started=self.started,
+        )
+
+    # What the subcommands do: LightningCLI calls a method of the subcommand's name where there is one.
+
+    def fit(self, model: ClassificationTask, datamodule: ImageDataModule, **_: Any) -> None:
+        """Train, then evaluate, track and register the best checkpoint (see :class:`~pipeline.fitting.Fitting`)."""
+        if model.fallback_reason is not None:
+            warn_scratch(model.fallback_reason)
+        for line in self._plan(model, datamodule):
+            say(line)
+        self.fitting.run(self.trainer, model, datamodule, self.checkpoint)
+
+    def _plan(self, task: ClassificationTask, data: ImageDataModule) -> list[str]:
+        trainer, table, rates = self.trainer, data.table, task.hparams
+        counts = [table.counts(split) for split in SPLITS]
+        parts = ", ".join(f"{split} {sum(count.values()):,}" for split, count in zip(SPLITS, counts, strict=True))
+        classes = ", ".join(f"{name} {sum(count[name] for count in counts):,}" for name in task.classes[:12])
+        classes += ", ..." if len(task.classes) > 12 else ""
+        how = f"drawn here, split_seed {data.split_seed}" if table.split_is_ours else "as given"
+        weights = f"going on from {self.checkpoint}" if self.checkpoint else task.load_report or "none: training from scratch"
+        size = data.preprocessing.size
+        precision = f"{trainer.precision}" + ("" if self.settings.trainer.precision else f" ({self.precision[1]})")
+        return [
+            f"data       {len(table.paths):,} images in {table.root}",
+            f"classes    {len(task.classes)}: {classes}",
+            f"split      {parts} ({how}; data digest {table.digest[:12]})",
+            f"network    {rates['backbone']}, {sum(p.numel() for p in task.network.parameters()) / 1e6:.1f} million "
+            f"parameters, input {size}x{size}",
+            f"weights    {weights}",
+            f"training   up to {trainer.max_epochs} epochs, batches of {data.batch_size} x {trainer.world_size} "
+            f"process{'es' if trainer.world_size > 1 else ''}, AdamW at {rates['learning_rate']:g} (backbone) and "
+            f"{rates['head_learning_rate']:g} (head), precision {precision}",
+            f"monitor    {self.monitor[0]} ({self.monitor[1]})",
+            "",
+        ]
+
+    def validate(self, model: ClassificationTask, datamodule: ImageDataModule, **_: Any) -> None:
+        """Print the metrics of a checkpoint on the validation images."""
+        self._evaluate("val", model, datamodule)
+
+    def test(self, model: ClassificationTask, datamodule: ImageDataModule, **_: Any) -> None:
+        """Print the metrics of a checkpoint on the test images; ``--output`` keeps the predictions."""
+        self._evaluate("test", model, datamodule)
+
+    def _evaluate(self, split: str, task: ClassificationTask, data: ImageDataModule) -> None:
+        assert self.checkpoint is not None
+        evaluated = evaluate(self.trainer, split, task, data, self.checkpoint, self.collector)
+        evaluated.say(f"checkpoint {self.checkpoint}")
+        if self.settings.output is not None and self.trainer.is_global_zero:
+            write_csv(Path(self.settings.output), evaluated.paths, evaluated.predictions, task.classes)
+            say(f"predictions in {self.settings.output}")
+
+    def predict(self, model: ClassificationTask, datamodule: ImageDataModule, **_: Any) -> None:
+        """Write the predictions of a folder of images, or of the test split, to a CSV file."""
+        interruptible(
+            self.trainer,
+            self.trainer.predict,
+            model,
+            datamodule=datamodule,
+            ckpt_path=self.checkpoint,
+            weights_only=True,
+            return_predictions=False,
+        )
+        if self.trainer.is_global_zero:
+            assert self.collector.collected is not None
+            output = Path(self.settings.output or "predictions.csv")
+            paths = datamodule.paths("predict")
+            write_csv(output, paths, self.collector.collected, model.classes)
+            say(f"{len(paths):,} predictions in {output}")
