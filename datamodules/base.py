@@ -10,8 +10,9 @@ import albumentations as A  # noqa: N812 - the abbreviation its own documentatio
 import torch
 from lightning.pytorch import LightningDataModule
 from PIL import Image
+from torch.utils.data import DataLoader
 
-from datamodules.dataset import UNLABELLED, EpochSampler, ImageDataset, ResumableDataLoader, worker_init
+from datamodules.dataset import UNLABELLED, EpochSampler, ImageDataset, Item, ResumableDataLoader, worker_init
 from datamodules.errors import DataError
 from datamodules.preprocessing import Preprocessing
 from datamodules.table import ImageTable, list_images
@@ -187,26 +188,28 @@ class ImageDataModule(LightningDataModule):
                 "restore them, test images of their own in test/<class> folders, or start a new run."
             )
 
-    def train_dataloader(self) -> ResumableDataLoader:
+    def train_dataloader(self) -> DataLoader[Item]:
         return self._loader("train")
 
-    def val_dataloader(self) -> ResumableDataLoader:
+    def val_dataloader(self) -> DataLoader[Item]:
         return self._loader("val")
 
-    def test_dataloader(self) -> ResumableDataLoader:
+    def test_dataloader(self) -> DataLoader[Item]:
         return self._loader("test")
 
-    def predict_dataloader(self) -> ResumableDataLoader:
+    def predict_dataloader(self) -> DataLoader[Item]:
         return self._loader("predict")
 
-    def _loader(self, split: str) -> ResumableDataLoader:
+    def _loader(self, split: str) -> DataLoader[Item]:
         dataset = self.dataset(split)
         training = split == "train"
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
         sampler = EpochSampler(dataset, replicas, rank, training=training, seed=self.seed)
         cores = min(MAX_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         workers = max(1, cores // replicas) if self.num_workers == "auto" else self.num_workers
-        return ResumableDataLoader(
+        # Lightning takes a predict loader apart and puts it together again: only training resumes.
+        loader = ResumableDataLoader if training else DataLoader
+        return loader(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,

@@ -18,8 +18,10 @@ from datamodules.transforms import augment
 #: Target of an image whose class is not known.
 UNLABELLED = -1
 
+Item = dict[str, Any]
 
-class ImageDataset(Dataset[dict[str, Any]]):
+
+class ImageDataset(Dataset[Item]):
     """Images read from files; one item is ``{"image", "target", "index"}``.
 
     ``image`` is uint8 ``(3, size, size)``, ``target`` and ``index`` are ints. What an augmented item looks like
@@ -53,7 +55,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, key: tuple[int, int]) -> Item:
         """The item for ``(epoch, index)``, as :class:`EpochSampler` gives it.
 
         Raises:
@@ -113,7 +115,7 @@ class EpochSampler(DistributedSampler[ImageDataset]):
         return len(range(self.rank, self.length, self.num_replicas))
 
 
-class ResumableDataLoader(DataLoader[dict[str, Any]]):
+class ResumableDataLoader(DataLoader[Item]):
     """A data loader that, restored in the middle of an epoch, goes on with the batches not yet given out.
 
     Lightning saves and restores its state with every checkpoint. Its sampler must be an :class:`EpochSampler`.
@@ -122,7 +124,7 @@ class ResumableDataLoader(DataLoader[dict[str, Any]]):
     _given = 0
     _resume_at = (-1, 0)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Item]:  # type: ignore[override]
         # A generator: nothing happens before the first batch is asked for, when the epoch has been set.
         assert isinstance(self.sampler, EpochSampler)
         epoch, given = self._resume_at

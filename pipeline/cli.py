@@ -92,5 +92,7 @@ def _hush() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # Lightning 2.6.6 asks torch 2.15 in the old way; nothing a person could do about.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # Evaluation needs the network of a checkpoint, not what stopped or saved its training.
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
     # Our metrics are kept by epoch; small data sets have fewer steps in one than the logging interval.
     warnings.filterwarnings("ignore", message="The number of training batches")

@@ -12,6 +12,8 @@ from pipeline.models.resnet import RESNETS
 
 TIMM = "timm/"
 
+_HEAD_STD = 0.01  # as for the linear layers of AlexNet and, in torchvision, of MobileNet and EfficientNet
+
 #: How images were prepared for the ImageNet weights of our own networks, where a file says nothing else:
 #: evaluation as in the ResNet paper (short side 256, centre crop 224), statistics as published by torchvision.
 IMAGENET_PREPROCESSING: dict[str, Any] = {
@@ -40,8 +42,16 @@ def create_backbone(name: str, num_classes: int) -> nn.Module:
     if name.startswith(TIMM):
         import timm
 
-        return timm.create_model(_known_timm_model(name), pretrained=False, num_classes=num_classes)
-    return RESNETS[_known_own(name)](num_classes=num_classes)
+        backbone = timm.create_model(_known_timm_model(name), pretrained=False, num_classes=num_classes)
+    else:
+        backbone = RESNETS[_known_own(name)](num_classes=num_classes)
+    # Some of timm's heads start with a scale that is meant for 1,000 classes; with two, the first logits would be in
+    # the tens, and pretrained features would be torn up before the head has learned anything.
+    head = backbone.get_submodule(head_name(backbone))
+    if isinstance(head, nn.Linear):
+        nn.init.normal_(head.weight, std=_HEAD_STD)
+        nn.init.zeros_(head.bias)
+    return backbone
 
 
 def head_name(backbone: nn.Module) -> str:

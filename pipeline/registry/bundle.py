@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import datamodules.decode
 import datamodules.preprocessing
+import pipeline.registry.inference
 from pipeline.task import ClassificationTask
 
 
@@ -29,7 +30,7 @@ class _Probabilities(nn.Module):
 
 
 def write_bundle(folder: Path, task: ClassificationTask, description: dict[str, Any]) -> None:
-    """Fill an empty folder with ``model.onnx`` (any batch size), ``bundle.json``, ``decode.py`` and ``preprocessing.py``.
+    """Fill an empty folder with ``model.onnx`` (any batch size), ``bundle.json`` and the code that feeds it.
 
     Scaling and normalising are inside the graph, so that whoever feeds it cannot get them wrong.
 
@@ -54,7 +55,7 @@ def write_bundle(folder: Path, task: ClassificationTask, description: dict[str, 
         )
     content = {"classes": task.classes, "preprocessing": record, **description}
     (folder / "bundle.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    for module in (datamodules.decode, datamodules.preprocessing):
+    for module in (pipeline.registry.inference, datamodules.decode, datamodules.preprocessing):
         shutil.copy(str(module.__file__), folder)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.evaluation.predictions import Predictions
 from pipeline.registry.bundle import write_bundle
-from pipeline.registry.served import Bundle
+from pipeline.registry.inference import Bundle
 from pipeline.task import ClassificationTask
 from pipeline.tracking.logger import MLflowLogger
 
@@ -64,7 +64,7 @@ def register(
         folder = Path(scratch) / "bundle"
         folder.mkdir()
         write_bundle(folder, task, description)
-        _require_agreement(Bundle(folder).predict_bytes(encoded), tested.probabilities[chosen])
+        _require_agreement(Bundle(folder).predict(encoded), tested.probabilities[chosen])
         mlflow.set_tracking_uri(logger.tracking_uri)
         mlflow.set_registry_uri(logger.tracking_uri)
         try:

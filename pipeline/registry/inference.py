@@ -1,0 +1,69 @@
+"""From encoded images to probabilities with ONNX Runtime: what a registered model does, without MLflow.
+
+Needs numpy, Pillow and onnxruntime alone, because a registered model carries a copy of this file.
+"""
+
+import importlib.util
+import json
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BATCH = 32
+
+
+def load_private(path: Path) -> ModuleType:
+    """A Python file as a module under a name that no other code can claim.
+
+    Two versions of a model in one process keep so each their own code.
+    """
+    name = f"_bundled_{path.stem}_{uuid.uuid4().hex}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their own module up
+    spec.loader.exec_module(module)
+    return module
+
+
+class Bundle:
+    """A folder with ``model.onnx``, ``bundle.json``, ``decode.py`` and ``preprocessing.py``.
+
+    Args:
+        folder: of the bundle.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import onnxruntime
+
+        content = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+        #: The label space in order.
+        self.classes: list[str] = content["classes"]
+        self._decode = load_private(folder / "decode.py").decode
+        preprocessing = load_private(folder / "preprocessing.py").Preprocessing
+        self._fit_to_size = preprocessing.from_dict(content["preprocessing"]).fit_to_size
+        self._session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+
+    def predict(self, images: Sequence[bytes]) -> NDArray[np.float32]:
+        """Probabilities, float32 ``(N, number of classes)``, of encoded images.
+
+        Raises:
+            ValueError: an image cannot be read; the message names its row.
+        """
+        parts = [np.empty((0, len(self.classes)), np.float32)]
+        for start in range(0, len(images), _BATCH):
+            pixels = [self._pixels(start + i, image) for i, image in enumerate(images[start : start + _BATCH])]
+            parts += self._session.run(["probabilities"], {"image": np.stack(pixels)})
+        return np.concatenate(parts)
+
+    def _pixels(self, row: int, image: bytes) -> NDArray[np.uint8]:
+        try:
+            return self._fit_to_size(self._decode(bytes(image))).transpose(2, 0, 1)
+        except (OSError, TypeError) as error:
+            raise ValueError(f"row {row}: expected the bytes of an encoded image, found {error}") from error
