@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import albumentations as A  # noqa: N812 - the abbreviation its own documentation uses
+import albumentations as A
 import torch
 from lightning.pytorch import LightningDataModule
 from PIL import Image
@@ -205,7 +205,10 @@ class ImageDataModule(LightningDataModule):
         training = split == "train"
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
         sampler = EpochSampler(dataset, replicas, rank, training=training, seed=self.seed)
-        cores = min(MAX_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        cores = min(
+            MAX_WORKERS,
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        )
         workers = max(1, cores // replicas) if self.num_workers == "auto" else self.num_workers
         # Lightning takes a predict loader apart and puts it together again: only training resumes.
         loader = ResumableDataLoader if training else DataLoader

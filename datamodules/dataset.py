@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import albumentations as A  # noqa: N812 - the abbreviation its own documentation uses
+import albumentations as A
 import cv2
 import numpy as np
 import torch

@@ -24,7 +24,9 @@ class ImageFolderDataModule(ImageDataModule):
         root = Path(self.root).expanduser().resolve()
         if not root.is_dir():
             raise DataError(f"data.root: expected a folder of class folders, found nothing at '{self.root}'.")
-        folders = {split: next((root / n for n in names if (root / n).is_dir()), None) for split, names in _FOLDERS.items()}
+        folders = {
+            split: next((root / n for n in names if (root / n).is_dir()), None) for split, names in _FOLDERS.items()
+        }
         if folders["train"] is None:
             folders = {"train": root, "val": None, "test": None}
         paths: list[str] = []

@@ -5,15 +5,16 @@ model's own work and is refused.
 """
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
-import albumentations as A  # noqa: N812 - the abbreviation its own documentation uses
+import albumentations as A
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import DataError
 
-Transform = A.BasicTransform | A.BaseCompose
+Transform: TypeAlias = A.BasicTransform | A.BaseCompose
 
 
 def _light(size: int) -> list[Transform]:

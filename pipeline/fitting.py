@@ -45,9 +45,7 @@ def evaluate(
 ) -> Evaluated:
     """Metrics of a checkpoint on ``val`` or ``test``; the collector is one of the trainer's callbacks."""
     stage = trainer.validate if split == "val" else trainer.test
-    interruptible(
-        trainer, stage, task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False
-    )
+    interruptible(trainer, stage, task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     assert collector.collected is not None
     return Evaluated.of(split, data.paths(split), collector.collected)
 
@@ -98,9 +96,7 @@ class Fitting:
         stopping = EarlyStopping(self.monitor, mode=MONITORS[self.monitor], patience=self.patience)
         return [*callbacks, self.collector, self.epochs, GracefulInterrupt(self.folder), stopping, self.best]
 
-    def run(
-        self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule, checkpoint: Path | None
-    ) -> None:
+    def run(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule, checkpoint: Path | None) -> None:
         """Do it.
 
         Args:
@@ -133,7 +129,10 @@ class Fitting:
                 from pipeline.registry.register import register
 
                 images = [data.table.root / path for path in test.paths]
-                description = {"tags": self.tags, "metrics": {name: e.to_dict() for name, e in metrics.items()}}
+                description = {
+                    "tags": self.tags,
+                    "metrics": {name: e.to_dict() for name, e in metrics.items()},
+                }
                 version = register(self.registered_model_name, task, logger, images, test.predictions, description)
                 registered = {"name": self.registered_model_name, "version": version}
         summary = {

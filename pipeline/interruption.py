@@ -60,4 +60,6 @@ class GracefulInterrupt(Callback):
 
     def _all_asked(self, trainer: Trainer) -> bool:
         # All processes stop at the same step, whoever heard the signal first.
-        return trainer.strategy.reduce_boolean_decision(self._asked, all=False) if trainer.world_size > 1 else self._asked
+        return (
+            trainer.strategy.reduce_boolean_decision(self._asked, all=False) if trainer.world_size > 1 else self._asked
+        )

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from datamodules import DataError, ImageDataModule
 from pipeline.errors import UserError, near_matches
 
-_UNKNOWN_KEY = re.compile(r"does not accept option '([^']+)'|unrecognized arguments: --([\w.]+)|Unknown option.*?'([^']+)'")
+_UNKNOWN_KEY = re.compile(
+    r"does not accept option '([^']+)'|unrecognized arguments: --([\w.]+)|Unknown option.*?'([^']+)'"
+)
 _PARSER_KEY = re.compile(r'Parser key "([^"]+)"')
 # Lines of the parser's report that name a way out nobody asked for, or repeat the input.
 _BOILERPLATE = re.compile(
-    r"Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Parser key|Problem with given class_path"
+    r"Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Parser key|Problem with given class"
 )
 
 
@@ -43,7 +45,11 @@ def _explain_parser(text: str) -> str:
     lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
     leaves = list(dict.fromkeys(line for line in lines if line and not _BOILERPLATE.search(line)))
     detail = "; ".join(leaves) if leaves else _PARSER_KEY.sub("", text).strip(" :")
-    detail = re.sub(r"<class '([\w.]+)'>", r"\1", detail).replace("Expected a ", "expected ").replace(". Got value: ", ", found ")
+    detail = (
+        re.sub(r"<class '([\w.]+)'>", r"\1", detail)
+        .replace("Expected a ", "expected ")
+        .replace(". Got value: ", ", found ")
+    )
     return f"{keys}: {detail}" if keys else detail
 
 
@@ -59,8 +65,22 @@ def _settings() -> list[str]:
     from pipeline.task import ClassificationTask
     from pipeline.tracking.logger import MLflowLogger
 
-    owners = {"model": ClassificationTask, "data": ImageDataModule, "trainer": Trainer, "logger": MLflowLogger}
+    owners = {
+        "model": ClassificationTask,
+        "data": ImageDataModule,
+        "trainer": Trainer,
+        "logger": MLflowLogger,
+    }
     names = [f"{section}.{name}" for section, owner in owners.items() for name in inspect.signature(owner).parameters]
     inside = [f"data.init_args.{name.removeprefix('data.')}" for name in names if name.startswith("data.")]
-    own = ["seed_everything", "monitor", "patience", "registered_model_name", "output", "quiet", "ckpt_path", "config"]
+    own = [
+        "seed_everything",
+        "monitor",
+        "patience",
+        "registered_model_name",
+        "output",
+        "quiet",
+        "ckpt_path",
+        "config",
+    ]
     return [*names, *inside, *own]

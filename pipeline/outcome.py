@@ -65,7 +65,12 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 
 
 def track_outcome(
-    logger: MLflowLogger, folder: Path, checkpoint: Path, classes: Sequence[str], test: Evaluated, metrics: dict[str, Estimate]
+    logger: MLflowLogger,
+    folder: Path,
+    checkpoint: Path,
+    classes: Sequence[str],
+    test: Evaluated,
+    metrics: dict[str, Estimate],
 ) -> None:
     """Put metrics with intervals, files, the best checkpoint and the confusion matrix into the tracked run."""
     values: dict[str, float] = {}

@@ -23,8 +23,8 @@ def pick_precision(accelerator: str) -> tuple[Precision, str]:
     if accelerator in ("auto", "cpu"):
         # AVX512-BF16 or AMX; a processor that only emulates bf16 would be slower with it. Torch releases that
         # cannot tell train in float32.
-        read = getattr(torch.cpu, "get_capabilities", dict)
-        units = [name for name in ("amx_bf16", "avx512_bf16") if read().get(name)]
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        units = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
         if units:
             return "bf16-mixed", f"the processor has {units[0]}"
         return "32-true", "the processor has no bf16 unit that torch can see"

@@ -19,9 +19,16 @@ def say(text: str = "") -> None:
 def warn_scratch(reason: str) -> None:
     """Say so that no one can miss it that there are no pretrained weights."""
     bar = "!" * 100
-    print(f"{bar}\n!! TRAINING FROM SCRATCH, without the pretrained weights that were asked for.", file=sys.stderr)
+    print(
+        f"{bar}\n!! TRAINING FROM SCRATCH, without the pretrained weights that were asked for.",
+        file=sys.stderr,
+    )
     print(textwrap.fill(reason, 96, initial_indent="!! ", subsequent_indent="!! "), file=sys.stderr)
-    print(f"!! Expect a much weaker model. The run is tagged weights=scratch.\n{bar}", file=sys.stderr, flush=True)
+    print(
+        f"!! Expect a much weaker model. The run is tagged weights=scratch.\n{bar}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 class EpochLines(Callback):
@@ -53,7 +60,9 @@ class EpochLines(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = self._epoch_started = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, _: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, _: int
+    ) -> None:
         self.images += len(batch["target"]) * trainer.world_size
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

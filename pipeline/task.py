@@ -6,8 +6,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from pipeline.errors import UserError
@@ -103,7 +104,7 @@ class ClassificationTask(LightningModule):
         for name in ("mean", "std"):
             values = torch.tensor(preprocessing[name], dtype=torch.float32).view(1, -1, 1, 1)
             self.register_buffer(name, values, persistent=False)
-        metrics = {
+        metrics: dict[str, Metric | MetricCollection] = {
             "accuracy": MulticlassAccuracy(num_classes=len(classes), average="micro"),
             "macro_f1": MulticlassF1Score(num_classes=len(classes), average="macro"),
         }
@@ -140,7 +141,7 @@ class ClassificationTask(LightningModule):
             logits = self(batch["image"])
         return {"index": batch["index"], "target": batch["target"], "logits": logits}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         rates = self.hparams["learning_rate"], self.hparams["head_learning_rate"]
         groups = parameter_groups(self.network, self.head, *rates, self.hparams["weight_decay"])
         optimizer = torch.optim.AdamW(groups)

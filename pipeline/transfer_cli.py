@@ -37,6 +37,7 @@ FOLLOWING = {
     "data.seed": "order and augmentation follow seed_everything; the split has data.split_seed",
 }
 
+
 class TransferCLI(LightningCLI):
     """``fit``, ``validate``, ``test`` and ``predict`` with one task and any of the datamodules.
 
@@ -59,10 +60,10 @@ class TransferCLI(LightningCLI):
             subclass_mode_data=True,
             save_config_callback=None,  # the run folder keeps the configuration, and tracking takes it from there
             seed_everything_default=0,
-            parser_kwargs={**strict, **{name: strict for name in SUBCOMMANDS}},
+            parser_kwargs={**strict, **dict.fromkeys(SUBCOMMANDS, strict)},
             args=self.args,
             auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,  # the task's hyperparameters are plain, and load without the command line
+            load_from_checkpoint_support=False,  # the task's hyperparameters are plain and load without it
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -74,7 +75,10 @@ class TransferCLI(LightningCLI):
             "val/loss; auto: macro-F1 where classes are uneven, accuracy otherwise",
         )
         parser.add_argument(
-            "--patience", type=int, default=10, help="epochs without a better monitored metric before training stops"
+            "--patience",
+            type=int,
+            default=10,
+            help="epochs without a better monitored metric before training stops",
         )
         parser.add_argument(
             "--registered_model_name",
@@ -96,12 +100,17 @@ class TransferCLI(LightningCLI):
             }
         )
         parser.link_arguments(
-            ("model.backbone", "model.weights"), "data.init_args.preprocessing", compute_fn=preprocessing_record
+            ("model.backbone", "model.weights"),
+            "data.init_args.preprocessing",
+            compute_fn=preprocessing_record,
         )
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
         parser.link_arguments(
-            "data.preprocessing", "model.preprocessing", compute_fn=Preprocessing.to_dict, apply_on="instantiate"
+            "data.preprocessing",
+            "model.preprocessing",
+            compute_fn=Preprocessing.to_dict,
+            apply_on="instantiate",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -195,7 +204,10 @@ class TransferCLI(LightningCLI):
         self.precision = pick_precision(str(settings.trainer.accelerator))
         logger = None
         if settings.trainer.logger in (None, True):
-            where = {**settings.logger, "tracking_uri": identity.get("tracking_uri", settings.logger.tracking_uri)}
+            where = {
+                **settings.logger,
+                "tracking_uri": identity.get("tracking_uri", settings.logger.tracking_uri),
+            }
             logger = MLflowLogger(**where, run_name=folder.name, run_id=identity.get("run_id"))
         if settings.registered_model_name is not None and logger is None:
             raise UserError(
@@ -241,7 +253,9 @@ class TransferCLI(LightningCLI):
         classes = ", ".join(f"{name} {sum(count[name] for count in counts):,}" for name in task.classes[:12])
         classes += ", ..." if len(task.classes) > 12 else ""
         how = f"drawn here, split_seed {data.split_seed}" if table.split_is_ours else "as given"
-        weights = f"going on from {self.checkpoint}" if self.checkpoint else task.load_report or "none: training from scratch"
+        weights = (
+            f"going on from {self.checkpoint}" if self.checkpoint else task.load_report or "none: training from scratch"
+        )
         size = data.preprocessing.size
         precision = f"{trainer.precision}" + ("" if self.settings.trainer.precision else f" ({self.precision[1]})")
         return [

@@ -88,7 +88,8 @@ def estimate_metrics(predictions: Predictions, seed: int = 0, resamples: int = R
         chosen = rng.integers(0, count, count)
         for name, metric in METRICS.items():
             draws[name][i] = metric(targets[chosen], probabilities[chosen])
+    bounds = {name: np.percentile(values, (2.5, 97.5)) for name, values in draws.items()}
     return {
-        name: Estimate(metric(targets, probabilities), *np.percentile(draws[name], (2.5, 97.5)).tolist(), count)
+        name: Estimate(metric(targets, probabilities), float(bounds[name][0]), float(bounds[name][1]), count)
         for name, metric in METRICS.items()
     }

@@ -102,11 +102,13 @@ def _gather(parts: list[Tensor], device: torch.device) -> Tensor:
 
 
 def write_csv(path: Path, image_paths: Sequence[str], predictions: Predictions, classes: Sequence[str]) -> None:
-    """One row an image: ``path``, ``target`` where it is known, ``label``, ``score``, and ``p_<class>`` for each class."""
+    """One row an image: ``path``, ``target`` where it is known, ``label``, ``score`` and ``p_<class>`` of each class."""
     labelled = bool((predictions.targets >= 0).all())
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["path", *(["target"] if labelled else []), "label", "score", *(f"p_{name}" for name in classes)])
+        writer.writerow(
+            ["path", *(["target"] if labelled else []), "label", "score", *(f"p_{name}" for name in classes)]
+        )
         rows = zip(image_paths, predictions.targets, predictions.labels, predictions.probabilities, strict=True)
         for image_path, target, label, row in rows:
             truth = [classes[target]] if labelled else []

@@ -33,7 +33,12 @@ def parameter_groups(
         key = f"{'head' if in_head else 'backbone'}{'' if decays else '.no_decay'}"
         if key not in groups:
             rate = head_learning_rate if in_head else learning_rate
-            groups[key] = {"params": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0, "name": key}
+            groups[key] = {
+                "params": [],
+                "lr": rate,
+                "weight_decay": weight_decay if decays else 0.0,
+                "name": key,
+            }
         groups[key]["params"].append(parameter)
     return list(groups.values())
 

@@ -144,7 +144,9 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         # Each reader has its own exception types for a damaged or unsafe file; all mean the same to the person.
         unsafe = "weights_only" in str(error) and zipfile.is_zipfile(path)
-        found = "one that holds other objects than tensors" if unsafe else f"one that cannot be read ({_first_line(error)})"
+        found = (
+            "one that holds other objects than tensors" if unsafe else f"one that cannot be read ({_first_line(error)})"
+        )
         raise UserError(
             f"model.weights: expected a file of tensors at '{path}', found {found}; save the state dict alone, "
             "best as safetensors: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
@@ -230,7 +232,7 @@ def _require_hub(record: Any, weights: str) -> None:
     if why := outcome[-1]:
         raise HubUnreachableError(
             f"model.weights: expected to fetch '{weights}' from the model hub, found it unreachable ({why}) and the "
-            f"weights not in the local cache ({constants.HF_HUB_CACHE}). Three ways on: give a local file (model.weights: "
-            "path/to/file.safetensors); fill the cache on a machine with network and copy it here; or train without "
+            f"weights not in the local cache ({constants.HF_HUB_CACHE}). Three ways on: give a local file "
+            "(model.weights: path/to/file.safetensors); fill the cache on a machine with network and copy it here; or train without "
             "weights (model.weights: null, or model.weights_fallback: scratch)."
         )

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def write_bundle(folder: Path, task: ClassificationTask, description: dict[str, 
 
 
 @contextlib.contextmanager
-def _quiet_exporter():  # type: ignore[no-untyped-def] # noqa: ANN202
+def _quiet_exporter() -> Iterator[None]:
     # The exporter tells its own story on standard output and through warnings about its internals; failures raise.
     noisy = logging.getLogger("onnxscript")
     level = noisy.level

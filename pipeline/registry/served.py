@@ -4,8 +4,9 @@ MLflow executes a copy of this file where nothing of this project is installed. 
 beside the network in the bundle, and is loaded from there.
 """
 
-import importlib.util
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import mlflow
@@ -17,9 +18,9 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
 
     def load_context(self, context: Any) -> None:
         folder = Path(context.artifacts["bundle"])
-        spec = importlib.util.spec_from_file_location("_bundled_inference", folder / "inference.py")
-        inference = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(inference)
+        loader = SourceFileLoader("_bundled_inference", str(folder / "inference.py"))
+        inference = ModuleType(loader.name)
+        loader.exec_module(inference)
         self.bundle = inference.Bundle(folder)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:

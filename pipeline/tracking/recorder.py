@@ -59,4 +59,8 @@ class RunRecorder(Callback):
     def identity(self) -> dict[str, Any]:
         """Where the tracked run is found."""
         logger = self.logger
-        return {"run_id": logger.run_id, "experiment_id": logger.experiment_id, "tracking_uri": logger.tracking_uri}
+        return {
+            "run_id": logger.run_id,
+            "experiment_id": logger.experiment_id,
+            "tracking_uri": logger.tracking_uri,
+        }
