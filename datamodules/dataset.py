@@ -1,5 +1,6 @@
 """Reading single images: a map-style dataset, its sampler, and a loader that resumes where a run stopped."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,5 +147,10 @@ class ResumableDataLoader(DataLoader[Item]):
 
 
 def worker_init(_: int) -> None:
-    """Keep a reading process to one thread; there are as many processes as cores."""
+    """Prepare a reading process.
+
+    It keeps to one thread, because there are as many processes as cores, and leaves Ctrl-C to the main process, which
+    would otherwise lose its readers before it can save a checkpoint.
+    """
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -57,6 +57,10 @@ class EpochLines(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._best = state_dict["best"]
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A run that goes on in the middle of an epoch does not start that epoch again.
+        self._started = self._epoch_started = time.perf_counter()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = self._epoch_started = time.perf_counter()
 

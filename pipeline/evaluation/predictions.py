@@ -102,7 +102,7 @@ def _gather(parts: list[Tensor], device: torch.device) -> Tensor:
 
 
 def write_csv(path: Path, image_paths: Sequence[str], predictions: Predictions, classes: Sequence[str]) -> None:
-    """One row an image: ``path``, ``target`` where it is known, ``label``, ``score`` and ``p_<class>`` of each class."""
+    """One row an image: ``path``, ``target`` where it is known, ``label``, ``score``, ``p_<class>`` of each class."""
     labelled = bool((predictions.targets >= 0).all())
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

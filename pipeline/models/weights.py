@@ -233,6 +233,6 @@ def _require_hub(record: Any, weights: str) -> None:
         raise HubUnreachableError(
             f"model.weights: expected to fetch '{weights}' from the model hub, found it unreachable ({why}) and the "
             f"weights not in the local cache ({constants.HF_HUB_CACHE}). Three ways on: give a local file "
-            "(model.weights: path/to/file.safetensors); fill the cache on a machine with network and copy it here; or train without "
-            "weights (model.weights: null, or model.weights_fallback: scratch)."
+            "(model.weights: path/to/file.safetensors); fill the cache on a machine with network and copy it here; or "
+            "train without weights (model.weights: null, or model.weights_fallback: scratch)."
         )
