@@ -2,23 +2,30 @@
 
 import os
 from abc import abstractmethod
-from functools import cached_property
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import albumentations as A
 import torch
 from lightning.pytorch import LightningDataModule
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader
 
 from datamodules.dataset import UNLABELLED, EpochSampler, ImageDataset, Item, ResumableDataLoader, worker_init
+from datamodules.decode import decode
 from datamodules.errors import DataError
 from datamodules.preprocessing import Preprocessing
 from datamodules.table import ImageTable, list_images
 from datamodules.transforms import build_augmentation
 
 MAX_WORKERS = 8
+#: Images that are decoded before training starts, at a millisecond or so each; of more, only the heads are read.
+MOST_DECODED = 20_000
+
+Loader = TypeVar("Loader", bound=DataLoader[Item])
 
 
 class ImageDataModule(LightningDataModule):
@@ -70,8 +77,11 @@ class ImageDataModule(LightningDataModule):
         predict_path: str | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise DataError(f"data.batch_size: expected at least 1, found {batch_size}.")
+        if batch_size < 2:
+            raise DataError(f"data.batch_size: expected at least 2 (batch normalisation compares), found {batch_size}.")
+        for name, value in (("num_workers", num_workers), ("split_seed", split_seed), ("seed", seed)):
+            if value != "auto" and value < 0:
+                raise DataError(f"data.{name}: expected 0 or more, found {value}.")
         self.root = root
         self.batch_size = batch_size
         self.fractions = {"val": val_fraction, "test": test_fraction}
@@ -84,6 +94,8 @@ class ImageDataModule(LightningDataModule):
         #: The label space in order; a model's output ``i`` is the score of ``classes[i]``.
         self.classes = list(classes) if classes is not None else self._classes_of_training_data()
         self._checked: set[str] = set()
+        self._training: ResumableDataLoader | None = None
+        self._resume_at: dict[str, int] | None = None
 
     @abstractmethod
     def find_images(self) -> ImageTable:
@@ -153,10 +165,12 @@ class ImageDataModule(LightningDataModule):
         return ImageDataset(root, self.paths(split), targets, self.preprocessing, augmentation, self.seed)
 
     def prepare_data(self) -> None:
-        """Look at the head of every image that the coming stage reads, once; all unreadable ones are named together.
+        """Try every image that the coming stage reads, once; all unreadable ones are named together.
+
+        Up to 20,000 images are decoded; of more, only the heads are read.
 
         Raises:
-            DataError: at least one file is no image.
+            DataError: at least one file cannot be read.
         """
         if self.trainer is None or self.trainer.state.fn is None:
             return
@@ -167,8 +181,9 @@ class ImageDataModule(LightningDataModule):
                 self._checked.add(split)
 
     def state_dict(self) -> dict[str, Any]:
-        """Kept in every checkpoint: which images were in which split."""
-        return {"digest": self.table.digest}
+        """Kept in every checkpoint: which images were in which split, and how far the epoch had come."""
+        position = self._training.position if self._training is not None else None
+        return {"digest": self.table.digest, "position": position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to go on with other data, or to test on images that may have been trained on.
@@ -187,32 +202,39 @@ class ImageDataModule(LightningDataModule):
                 "With files, data.split_seed or fractions changed, images that were trained on would be tested on: "
                 "restore them, test images of their own in test/<class> folders, or start a new run."
             )
+        if stage == "fit":
+            # Not left to Lightning, which restores stateful loaders only if nothing has asked for the number of steps
+            # before; the learning-rate schedule has.
+            self._resume_at = state_dict["position"]
 
-    def train_dataloader(self) -> DataLoader[Item]:
-        return self._loader("train")
+    def train_dataloader(self) -> ResumableDataLoader:
+        self._training = self._loader("train", ResumableDataLoader)
+        if self._resume_at is not None:
+            self._training.go_on_from(self._resume_at)
+            self._resume_at = None
+        return self._training
 
     def val_dataloader(self) -> DataLoader[Item]:
-        return self._loader("val")
+        return self._loader("val", DataLoader)
 
     def test_dataloader(self) -> DataLoader[Item]:
-        return self._loader("test")
+        return self._loader("test", DataLoader)
 
     def predict_dataloader(self) -> DataLoader[Item]:
-        return self._loader("predict")
+        return self._loader("predict", DataLoader)
 
-    def _loader(self, split: str) -> DataLoader[Item]:
+    def _loader(self, split: str, kind: type[Loader]) -> Loader:
         dataset = self.dataset(split)
         training = split == "train"
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
+        if len(dataset) < replicas:
+            raise DataError(
+                f"data: expected at least one image of {split} for each of {replicas} processes, found {len(dataset)}; "
+                "use fewer devices."
+            )
         sampler = EpochSampler(dataset, replicas, rank, training=training, seed=self.seed)
-        cores = min(
-            MAX_WORKERS,
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        )
-        workers = max(1, cores // replicas) if self.num_workers == "auto" else self.num_workers
-        # Lightning takes a predict loader apart and puts it together again: only training resumes.
-        loader = ResumableDataLoader if training else DataLoader
-        return loader(
+        workers = max(1, _cores() // replicas) if self.num_workers == "auto" else self.num_workers
+        return kind(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
@@ -246,17 +268,33 @@ def _resolve_preprocessing(
 
 
 def _require_images(dataset: ImageDataset) -> None:
-    bad = []
-    for path in dataset.paths:
-        try:
-            with Image.open(dataset.root / path):
-                pass
-        except Exception as error:  # Pillow's plugins raise many types for damaged files
-            reason = "it is empty" if (dataset.root / path).stat().st_size == 0 else type(error).__name__
-            bad.append(f"{dataset.root / path} ({reason})")
+    check = decode if len(dataset) <= MOST_DECODED else _read_head
+    with ThreadPoolExecutor(_cores()) as pool:  # Pillow decodes without holding the interpreter's lock
+        reasons = pool.map(partial(_reason_not_to_read, check), (dataset.root / path for path in dataset.paths))
+        bad = [f"{path} ({why})" for path, why in zip(dataset.paths, reasons, strict=True) if why is not None]
     if bad:
         shown = ", ".join(bad[:10]) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
         raise DataError(
-            f"data: expected {len(dataset)} images that can be read, found {len(bad)} that cannot: {shown}; "
-            "repair or remove them."
+            f"data: expected {len(dataset):,} images that can be read in {dataset.root}, found {len(bad)} that cannot: "
+            f"{shown}; repair or remove them."
         )
+
+
+def _read_head(path: Path) -> None:
+    with Image.open(path):
+        pass
+
+
+def _reason_not_to_read(check: Callable[[Path], object], path: Path) -> str | None:
+    try:
+        check(path)
+    except (OSError, Image.DecompressionBombError) as error:
+        if path.is_file() and path.stat().st_size == 0:
+            return "it is empty"
+        return "it is no image" if isinstance(error, UnidentifiedImageError) else str(error)
+    return None
+
+
+def _cores() -> int:
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(MAX_WORKERS, available or 1)

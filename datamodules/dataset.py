@@ -72,7 +72,13 @@ class ImageDataset(Dataset[Item]):
             ) from error
         if self.augmentation is not None:
             seed = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]
-            image = augment(self.augmentation, image, int(seed))
+            try:
+                image = augment(self.augmentation, image, int(seed))
+            except Exception as error:  # transforms are the person's choice, and each has its own types
+                raise DataError(
+                    f"data.train_transforms: expected transforms that fit the images, found {type(error).__name__} on "
+                    f"{path} ({error}); change the transforms."
+                ) from error
         if image.shape[:2] != (self.preprocessing.size,) * 2:
             image = self.preprocessing.fit_to_size(image)
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
@@ -119,7 +125,7 @@ class EpochSampler(DistributedSampler[ImageDataset]):
 class ResumableDataLoader(DataLoader[Item]):
     """A data loader that, restored in the middle of an epoch, goes on with the batches not yet given out.
 
-    Lightning saves and restores its state with every checkpoint. Its sampler must be an :class:`EpochSampler`.
+    The datamodule keeps its position in every checkpoint. Its sampler must be an :class:`EpochSampler`.
     """
 
     _given = 0
@@ -136,14 +142,15 @@ class ResumableDataLoader(DataLoader[Item]):
             self._given += 1
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
+    @property
+    def position(self) -> dict[str, int]:
         """The epoch, and how many of its batches were given out."""
         assert isinstance(self.sampler, EpochSampler)
         return {"epoch": self.sampler.epoch, "batches": self._given}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a saved state."""
-        self._resume_at = (state["epoch"], state["batches"])
+    def go_on_from(self, position: dict[str, int]) -> None:
+        """Leave out, in that epoch, the batches that were given out before."""
+        self._resume_at = (position["epoch"], position["batches"])
 
 
 def worker_init(_: int) -> None:

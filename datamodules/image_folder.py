@@ -7,7 +7,7 @@ from datamodules.errors import DataError
 from datamodules.splits import SPLITS
 from datamodules.table import ImageTable, divide, list_images
 
-# Names under which people keep their validation images.
+# Names under which people keep their images, in any case.
 _FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
@@ -24,11 +24,7 @@ class ImageFolderDataModule(ImageDataModule):
         root = Path(self.root).expanduser().resolve()
         if not root.is_dir():
             raise DataError(f"data.root: expected a folder of class folders, found nothing at '{self.root}'.")
-        folders = {
-            split: next((root / n for n in names if (root / n).is_dir()), None) for split, names in _FOLDERS.items()
-        }
-        if folders["train"] is None:
-            folders = {"train": root, "val": None, "test": None}
+        folders = _split_folders(root)
         paths: list[str] = []
         labels: list[str] = []
         splits: list[str] = []
@@ -38,6 +34,22 @@ class ImageFolderDataModule(ImageDataModule):
                 labels += [label] * len(found)
                 splits += [split] * len(found)
         return divide(root, paths, labels, splits, labels, self.fractions, self.split_seed)
+
+
+def _split_folders(root: Path) -> dict[str, Path | None]:
+    present = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
+    folders = {
+        split: next((present[name] for name in names if name in present), None) for split, names in _FOLDERS.items()
+    }
+    if folders["train"] is not None:
+        return folders
+    others = [str(folder.name) for folder in folders.values() if folder is not None]
+    if others:
+        raise DataError(
+            f"data.root: expected a folder 'train' beside '{' and '.join(others)}' in '{root}', found none; name the "
+            "folder of training images 'train'."
+        )
+    return {"train": root, "val": None, "test": None}
 
 
 def _images_by_class(folder: Path | None, root: Path) -> list[tuple[str, list[str]]]:

@@ -9,8 +9,12 @@ from pipeline.errors import UserError, near_matches
 from pipeline.runs import BEST, newest_checkpoint
 
 
-def existing_checkpoint(given: str | None) -> Path:
+def existing_checkpoint(given: str | None, in_folder: str = BEST) -> Path:
     """The checkpoint file that a person named.
+
+    Args:
+        given: a file, or a run's folder.
+        in_folder: which checkpoint of a folder is meant.
 
     Raises:
         UserError: none was named, or it is not there; the newest one below ``runs`` is suggested.
@@ -19,9 +23,11 @@ def existing_checkpoint(given: str | None) -> Path:
     hint = f"the newest run's is {newest}" if newest else "train one with `python -m pipeline fit`"
     if given is None:
         raise UserError(f"--ckpt_path: expected the checkpoint of a trained model, found none; {hint}.")
+    if given == "last":
+        raise UserError(f"--ckpt_path last: expected a file or a run folder here, found what is for fit alone; {hint}.")
     path = Path(given).expanduser()
     if path.is_dir():
-        path = path / BEST
+        path = path / in_folder
     if not path.is_file():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(
@@ -30,21 +36,26 @@ def existing_checkpoint(given: str | None) -> Path:
     return path
 
 
-def hyperparameters(path: Path) -> dict[str, Any]:
-    """The arguments of the task that a checkpoint holds: classes, preprocessing, backbone and more.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours, its tensors left on disk; ``hyper_parameters`` has the arguments of the task.
 
     Raises:
         UserError: the file is damaged, holds other objects than tensors and plain values, or is none of ours.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        hparams = content["hyper_parameters"]
-        if not {"classes", "preprocessing", "backbone"} <= set(hparams):
-            raise KeyError("classes, preprocessing or backbone")
+        if {"classes", "preprocessing", "backbone"} <= set(content["hyper_parameters"]):
+            return content
+        found = "other hyperparameters"
     except Exception as error:  # torch raises many types for damaged and unsafe files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise UserError(
-            f"--ckpt_path: expected a checkpoint written by `python -m pipeline fit`, found another file at '{path}' "
-            f"({type(error).__name__}: {reason}); for weights of another origin use model.weights."
-        ) from error
-    return dict(hparams)
+        found = f"one that cannot be read as such ({type(error).__name__})"
+    raise UserError(
+        f"--ckpt_path: expected a checkpoint written by `python -m pipeline fit` at '{path}', found {found}; for weights "
+        "of another origin use model.weights."
+    )
+
+
+def is_trained_to_the_end(content: dict[str, Any], max_epochs: int) -> bool:
+    """Whether a checkpoint has as many epochs behind it as are asked for (-1: without end)."""
+    last_batch = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
+    return 0 <= max_epochs <= content["epoch"] + bool(last_batch)

@@ -5,12 +5,16 @@ when a subcommand runs.
 """
 
 import logging
+import os
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Sequence
 
+from pipeline.errors import UserError, near_matches
+
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
 SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 HELP = """usage: python -m pipeline <subcommand> [--config FILE] [--<setting> VALUE ...]
@@ -50,7 +54,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments, started)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         from pipeline.messages import explain
@@ -65,13 +70,10 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str], started: float) -> int:
-    if arguments[0] not in ("fit", "validate", "test", "predict") and not arguments[0].startswith("-"):
-        from pipeline.errors import UserError, near_matches
-
-        known = ("fit", "validate", "test", "predict")
+    if arguments[0] not in SUBCOMMANDS:
         raise UserError(
-            f"expected a subcommand ({', '.join(known)}), found '{arguments[0]}'; "
-            f"{near_matches(arguments[0], known)}see python -m pipeline --help."
+            f"expected a subcommand ({', '.join(SUBCOMMANDS)}) first, found '{arguments[0]}'; "
+            f"{near_matches(arguments[0], SUBCOMMANDS)}see python -m pipeline --help."
         )
     from pipeline.transfer_cli import TransferCLI
 
@@ -94,5 +96,9 @@ def _hush() -> None:
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     # Evaluation needs the network of a checkpoint, not what stopped or saved its training.
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
+    # It is: the datamodule keeps the position, where Lightning does not look for it.
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
+    # A run that goes on in a folder of its own starts its best checkpoint anew.
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")
     # Our metrics are kept by epoch; small data sets have fewer steps in one than the logging interval.
     warnings.filterwarnings("ignore", message="The number of training batches")

@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, Mode
 
 from datamodules import ImageDataModule
 from pipeline.evaluation.predictions import PredictionCollector
-from pipeline.interruption import GracefulInterrupt
 from pipeline.monitor import MONITORS
 from pipeline.outcome import Evaluated, say_next, track_outcome, write_predictions, write_summary
 from pipeline.progress import EpochLines, say
+from pipeline.resumption import LastCheckpoint
 from pipeline.runs import RunFolder
 from pipeline.task import ClassificationTask
 from pipeline.tracking.logger import MLflowLogger
@@ -45,7 +45,12 @@ def evaluate(
 ) -> Evaluated:
     """Metrics of a checkpoint on ``val`` or ``test``; the collector is one of the trainer's callbacks."""
     stage = trainer.validate if split == "val" else trainer.test
-    interruptible(trainer, stage, task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    # The curves of the training would get a point more; what comes out here is tracked with its intervals.
+    loggers, trainer.loggers = trainer.loggers, []
+    try:
+        interruptible(trainer, stage, task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    finally:
+        trainer.loggers = loggers
     assert collector.collected is not None
     return Evaluated.of(split, data.paths(split), collector.collected)
 
@@ -76,15 +81,14 @@ class Fitting:
 
     def __post_init__(self) -> None:
         self.collector = PredictionCollector()
-        self.epochs = EpochLines(self.monitor)
         self.best = ModelCheckpoint(
             dirpath=self.folder.path.resolve(),
             filename="best",
             monitor=self.monitor,
             mode=MONITORS[self.monitor],
-            save_last=True,
             enable_version_counter=False,
         )
+        self.epochs = EpochLines(self.best)
 
     @property
     def callbacks(self) -> list[Callback]:
@@ -94,7 +98,7 @@ class Fitting:
             callbacks.append(RunRecorder(self.logger, self.folder, self.data_facts, self.tags))
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         stopping = EarlyStopping(self.monitor, mode=MONITORS[self.monitor], patience=self.patience)
-        return [*callbacks, self.collector, self.epochs, GracefulInterrupt(self.folder), stopping, self.best]
+        return [*callbacks, self.collector, self.epochs, stopping, self.best, LastCheckpoint(self.folder)]
 
     def run(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule, checkpoint: Path | None) -> None:
         """Do it.
@@ -139,7 +143,7 @@ class Fitting:
             "run_id": logger.run_id if logger else None,
             "experiment_id": logger.experiment_id if logger else None,
             "tracking_uri": logger.tracking_uri if logger else None,
-            "run_dir": str(folder),
+            "run_dir": str(folder.resolve()),
             "checkpoint": str(best),
             "classes": task.classes,
             "metrics": {name: estimate.to_dict() for name, estimate in metrics.items()},
@@ -151,6 +155,7 @@ class Fitting:
         write_summary(folder, summary)
         if logger is not None:
             logger.log_file(folder / "summary.json")
+        val.say(f"best checkpoint by {self.monitor}")
         test.say(f"best checkpoint by {self.monitor}")
         say(f"  in {summary['wall_seconds']:.0f} s; training read {summary['images_per_second']:.0f} images/s")
         say_next(folder, best, logger, registered)

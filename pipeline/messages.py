@@ -11,6 +11,9 @@ from pipeline.errors import UserError, near_matches
 _UNKNOWN_KEY = re.compile(
     r"does not accept option '([^']+)'|unrecognized arguments: --([\w.]+)|Unknown option.*?'([^']+)'"
 )
+_LINKED_KEY = re.compile(r'Linked "([^"]+)" must be given via')
+# How the parser reports that a class did not accept its arguments.
+_REFUSED_BY_A_CLASS = "Does not validate against any of the Union subtypes"
 _PARSER_KEY = re.compile(r'Parser key "([^"]+)"')
 # Lines of the parser's report that name a way out nobody asked for, or repeat the input.
 _BOILERPLATE = re.compile(
@@ -24,22 +27,31 @@ def explain(error: BaseException) -> str | None:
     Args:
         error: what was raised; its causes are looked at too, because the parser wraps exceptions of ours.
     """
-    for cause in _causes(error):
+    causes = list(_causes(error))
+    for cause in causes:
         if isinstance(cause, UserError | DataError):
             # From a reading process the text of an exception holds its traceback, and ends with what it said.
             return re.sub(r"^(\w+\.)*\w*Error: ", "", str(cause).strip().splitlines()[-1])
-    return _explain_parser(str(error)) if isinstance(error, argparse.ArgumentError) else None
+    text = str(error)
+    if isinstance(error, argparse.ArgumentError):
+        return _explain_parser(text)
+    if text.startswith(_REFUSED_BY_A_CLASS):
+        return " ".join(line.strip() for line in str(causes[-1]).splitlines()[:3] if line.strip())
+    if re.search("Connection (closed|reset) by peer", text):
+        return "another process of this run has failed; its message stands above"
+    return None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
 
 
 def _explain_parser(text: str) -> str:
     if match := _UNKNOWN_KEY.search(text):
-        key = next(group for group in match.groups() if group)
+        prefix = "".join(f"{part}." for part in _PARSER_KEY.findall(text))
+        key = prefix + next(group for group in match.groups() if group)
         return f"{key}: expected a known setting, found none of this name; {_advice(key)}"
     keys = ".".join(_PARSER_KEY.findall(text))
     lines = [line.strip().removeprefix("- ") for line in text.splitlines()]

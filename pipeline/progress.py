@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 
@@ -35,14 +36,13 @@ class EpochLines(Callback):
     """One plain line an epoch, and the training throughput.
 
     Args:
-        monitor: the metric that decides which epoch is best.
+        best: decides which epoch is best.
     """
 
-    def __init__(self, monitor: str) -> None:
-        self.monitor = monitor
+    def __init__(self, best: ModelCheckpoint) -> None:
+        self.best = best
         self.images = 0
         self.seconds = 0.0
-        self._best = float("-inf")
         self._started = 0.0
         self._epoch_started = 0.0
 
@@ -50,12 +50,6 @@ class EpochLines(Callback):
     def images_per_second(self) -> float:
         """Training images per second, over all processes, without validation."""
         return self.images / self.seconds if self.seconds else 0.0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self._best}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._best = state_dict["best"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A run that goes on in the middle of an epoch does not start that epoch again.
@@ -80,11 +74,17 @@ class EpochLines(Callback):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         names = ["train/loss_epoch", "val/loss", "val/accuracy", "val/macro_f1"]
         shown = "  ".join(f"{name.removesuffix('_epoch')} {metrics[name]:.4f}" for name in names if name in metrics)
-        is_best = metrics.get(self.monitor, float("-inf")) > self._best
-        self._best = max(self._best, metrics.get(self.monitor, float("-inf")))
         seconds = time.perf_counter() - self._epoch_started
         line = f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}  {shown}  {seconds:5.1f} s"
-        line += f"  best {self.monitor}" if is_best else ""
+        line += f"  best {self.best.monitor}" if self._is_best(metrics) else ""
         if trainer.is_global_zero:
             bar = trainer.progress_bar_callback
             bar.print(line) if bar is not None else say(line)
+
+    def _is_best(self, metrics: dict[str, float]) -> bool:
+        # The checkpoint is written after this line, and knows the best score before.
+        assert self.best.monitor is not None
+        value, so_far = metrics[self.best.monitor], self.best.best_model_score
+        if so_far is None:
+            return True
+        return value < float(so_far) if self.best.mode == "min" else value > float(so_far)

@@ -1,5 +1,6 @@
 """What is learned: image classification with a network, its loss, its metrics and its optimizer."""
 
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from pipeline.errors import UserError
@@ -88,8 +89,10 @@ class ClassificationTask(LightningModule):
         learning_rate = rates[0] if learning_rate == "auto" else learning_rate
         head_learning_rate = rates[1] if head_learning_rate == "auto" else head_learning_rate
         for name, rate in (("learning_rate", learning_rate), ("head_learning_rate", head_learning_rate)):
-            if rate <= 0:
+            if not rate > 0:
                 raise UserError(f"model.{name}: expected a rate above 0, found {rate}.")
+        if not weight_decay >= 0:
+            raise UserError(f"model.weight_decay: expected 0 or more, found {weight_decay}.")
         for name, share in (("warmup_fraction", warmup_fraction), ("label_smoothing", label_smoothing)):
             if not 0 <= share < 1:
                 raise UserError(f"model.{name}: expected a share in [0, 1), found {share}.")
@@ -109,6 +112,9 @@ class ClassificationTask(LightningModule):
             "macro_f1": MulticlassF1Score(num_classes=len(classes), average="macro"),
         }
         self.val_metrics = MetricCollection(metrics, prefix="val/")
+        # Weighted by images, because processes may hold unequally many; Lightning's own mean over processes is not.
+        self.train_loss = MeanMetric()
+        self.val_loss = MeanMetric()
 
     def forward(self, images: Tensor) -> Tensor:
         """Images, uint8 ``(N, C, H, W)``, to logits, float ``(N, number of classes)``."""
@@ -119,15 +125,18 @@ class ClassificationTask(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self(batch["image"]).float()
         loss = F.cross_entropy(logits, batch["target"], label_smoothing=self.hparams["label_smoothing"])
-        self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(logits), prog_bar=True)
+        self.train_loss.update(loss.detach(), len(logits))
+        self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True)
+        self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
         outputs = self._evaluate(batch)
         loss = F.cross_entropy(outputs["logits"], batch["target"])
         self.val_metrics.update(outputs["logits"], batch["target"])
-        self.log("val/loss", loss, batch_size=len(batch["target"]), sync_dist=True)
-        self.log_dict(self.val_metrics, batch_size=len(batch["target"]))
+        self.val_loss.update(loss, len(batch["target"]))
+        self.log("val/loss", self.val_loss)
+        self.log_dict(self.val_metrics)
         return outputs
 
     def test_step(self, batch: Batch, batch_idx: int) -> Batch:
@@ -137,7 +146,7 @@ class ClassificationTask(LightningModule):
         return self._evaluate(batch)
 
     def _evaluate(self, batch: Batch) -> Batch:
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False), _full_float32():
             logits = self(batch["image"])
         return {"index": batch["index"], "target": batch["target"], "logits": logits}
 
@@ -150,3 +159,11 @@ class ClassificationTask(LightningModule):
         schedule = partial(cosine_with_warmup, total_steps=total, warmup_steps=warmup)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _full_float32() -> AbstractContextManager[None]:
+    """Convolutions on GPUs without TF32, which keeps 10 of float32's 23 bits and is on by default."""
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(
+        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
+    )

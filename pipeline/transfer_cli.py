@@ -4,15 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules import ImageDataModule
 from datamodules.preprocessing import Preprocessing
 from datamodules.splits import SPLITS
-from pipeline.checkpoints import existing_checkpoint, hyperparameters
+from pipeline.checkpoints import existing_checkpoint, is_trained_to_the_end, read_checkpoint
+from pipeline.cli import SUBCOMMANDS
 from pipeline.errors import UserError
 from pipeline.evaluation.predictions import PredictionCollector, write_csv
 from pipeline.fitting import Fitting, evaluate, interruptible
@@ -21,21 +25,11 @@ from pipeline.monitor import choose_monitor
 from pipeline.precision import pick_precision
 from pipeline.progress import say, warn_scratch
 from pipeline.provenance import code_revision
-from pipeline.runs import LAST, RUNS, RunFolder, find_resumable, new_run_name
+from pipeline.runs import LAST, PREDICTIONS, RUNS, RunFolder, find_resumable, new_run_name
+from pipeline.settings import check_settings, refuse_following
 from pipeline.task import ClassificationTask
 from pipeline.tracking.logger import MLflowLogger
 from pipeline.tracking.recorder import DataFacts
-
-SUBCOMMANDS = ("fit", "validate", "test", "predict")
-
-#: Settings that follow from others; set by hand they would be ignored, so they are refused.
-FOLLOWING = {
-    "model.classes": "the classes come from the training data",
-    "model.preprocessing": "the preprocessing comes from the backbone and its weights",
-    "data.classes": "the classes come from the training data",
-    "data.preprocessing": "the preprocessing comes from the backbone and its weights",
-    "data.seed": "order and augmentation follow seed_everything; the split has data.split_seed",
-}
 
 
 class TransferCLI(LightningCLI):
@@ -59,35 +53,38 @@ class TransferCLI(LightningCLI):
             ImageDataModule,
             subclass_mode_data=True,
             save_config_callback=None,  # the run folder keeps the configuration, and tracking takes it from there
-            seed_everything_default=0,
             parser_kwargs={**strict, **dict.fromkeys(SUBCOMMANDS, strict)},
             args=self.args,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # the task's hyperparameters are plain and load without it
         )
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # Lightning's own also takes True, for a seed at random: a run that cannot be repeated.
+        parser.add_argument("--seed_everything", type=NonNegativeInt, default=0, help="seed of every random choice")
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--monitor",
             type=str,
             default="auto",
-            help="validation metric that picks the best checkpoint and stops early: val/accuracy, val/macro_f1 or "
+            help="fit: validation metric that picks the best checkpoint and stops early: val/accuracy, val/macro_f1 or "
             "val/loss; auto: macro-F1 where classes are uneven, accuracy otherwise",
         )
         parser.add_argument(
             "--patience",
             type=int,
             default=10,
-            help="epochs without a better monitored metric before training stops",
+            help="fit: epochs without a better monitored metric before training stops",
         )
         parser.add_argument(
             "--registered_model_name",
             type=str | None,
             default=None,
-            help="register the tested model under this name, alias 'challenger'; none: do not register",
+            help="fit: register the tested model under this name, alias 'challenger'; none: do not register",
         )
         parser.add_argument(
-            "--output", type=str | None, default=None, help="CSV file for the predictions of test or predict"
+            "--output", type=str | None, default=None, help="validate, test, predict: CSV file for the predictions"
         )
         parser.add_argument("--quiet", action="store_true", help="plain lines instead of a progress bar")
         parser.add_class_arguments(MLflowLogger, "logger", skip={"run_name", "run_id"}, instantiate=False)
@@ -126,8 +123,10 @@ class TransferCLI(LightningCLI):
         return self.config[self.subcommand]
 
     def before_instantiate_classes(self) -> None:
-        self._refuse_following_settings()
         settings = self.settings
+        files = {str(path): yaml.safe_load(path.get_content()) for path in settings.config or []}
+        refuse_following(self.args, files)
+        check_settings(settings)
         self.config_text = self._parser(self.subcommand).dump(settings)
         if self.subcommand == "fit":
             self._prepare_fit()
@@ -141,18 +140,32 @@ class TransferCLI(LightningCLI):
             folder, self.resumed = find_resumable(self.config_text)
             self.checkpoint = folder / LAST
         else:
-            self.checkpoint = existing_checkpoint(self.ckpt_path)
-        model = self.settings.model
+            self.checkpoint = existing_checkpoint(self.ckpt_path, in_folder=LAST)
+        content, settings = read_checkpoint(self.checkpoint), self.settings
+        hparams, model = content["hyper_parameters"], settings.model
+        if model.backbone != hparams["backbone"]:
+            raise UserError(
+                f"--ckpt_path: expected a checkpoint of model.backbone '{model.backbone}', found one of "
+                f"'{hparams['backbone']}' in '{self.checkpoint}'; set model.backbone to it."
+            )
+        if is_trained_to_the_end(content, settings.trainer.max_epochs):
+            raise UserError(
+                f"--ckpt_path: expected a checkpoint with less than trainer.max_epochs={settings.trainer.max_epochs} "
+                f"epochs behind it, found '{self.checkpoint}' done with them; raise trainer.max_epochs, or use `test`."
+            )
         model.weights = None  # weights start a run; this one goes on from a checkpoint
-        hparams = hyperparameters(self.checkpoint)
         for name in ("learning_rate", "head_learning_rate"):
             if model[name] == "auto":
                 model[name] = hparams[name]
 
     def _take_from_checkpoint(self) -> None:
         """Evaluation takes the network, its classes and its preprocessing from the checkpoint."""
+        if self.subcommand == "predict" and self.settings.output is None:
+            if Path(PREDICTIONS).exists():
+                raise UserError(f"--output: expected the name of a new file, found {PREDICTIONS} here; name one.")
+            self.settings.output = PREDICTIONS
         self.checkpoint = existing_checkpoint(self.ckpt_path)
-        hparams = hyperparameters(self.checkpoint)
+        hparams = dict(read_checkpoint(self.checkpoint)["hyper_parameters"])
         data, model = self.settings.data.init_args, self.settings.model
         data.classes, data.preprocessing = hparams.pop("classes"), hparams.pop("preprocessing")
         data.image_size = data.crop_fraction = "auto"
@@ -160,22 +173,10 @@ class TransferCLI(LightningCLI):
         for name, value in hparams.items():
             model[name] = value
 
-    def _refuse_following_settings(self) -> None:
-        given = [(Path(str(path)), yaml.safe_load(path.get_content())) for path in self.settings.config or []]
-        for key, reason in FOLLOWING.items():
-            section, name = key.split(".")
-            flags = (f"--{section}.{name}", f"--{section}.init_args.{name}")
-            places = [arg for arg in self.args if arg.split("=")[0] in flags]
-            for path, content in given:
-                content = (content or {}).get(section) or {}
-                if isinstance(content, dict) and (name in content or name in (content.get("init_args") or {})):
-                    places.append(str(path))
-            if places:
-                raise UserError(f"{key}: expected no value, found one in {', '.join(places)}; remove it: {reason}.")
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.config_init[self.subcommand]
-        user_callbacks: list[Callback] = settings.trainer.callbacks or []
+        given = settings.trainer.callbacks or []
+        user_callbacks: list[Callback] = given if isinstance(given, list) else [given]
         bar = self.terminal and not settings.quiet
         if self.subcommand == "fit":
             self.fitting = self._make_fitting()
@@ -188,12 +189,18 @@ class TransferCLI(LightningCLI):
             self.collector = PredictionCollector()
             callbacks = [self.collector]
             kwargs["logger"] = False
-        return super().instantiate_trainer(
-            callbacks=[*user_callbacks, *callbacks, *([TQDMProgressBar(leave=False)] if bar else [])],
-            enable_progress_bar=bar,
-            enable_model_summary=False,
-            **kwargs,
-        )
+        try:
+            return super().instantiate_trainer(
+                callbacks=[*user_callbacks, *callbacks, *([TQDMProgressBar(leave=False)] if bar else [])],
+                enable_progress_bar=bar,
+                enable_model_summary=False,
+                **kwargs,
+            )
+        except (MisconfigurationException, ValueError) as error:
+            found = " ".join(str(error).split())
+            raise UserError(
+                f"trainer: expected settings that fit this machine and each other, found: {found}"
+            ) from error
 
     def _make_fitting(self) -> Fitting:
         settings, data, task = self.config_init[self.subcommand], self.datamodule, self.model
@@ -240,6 +247,7 @@ class TransferCLI(LightningCLI):
 
     def fit(self, model: ClassificationTask, datamodule: ImageDataModule, **_: Any) -> None:
         """Train, then evaluate, track and register the best checkpoint (see :class:`~pipeline.fitting.Fitting`)."""
+        _require_fitting_input(model, datamodule.preprocessing)
         if model.fallback_reason is not None:
             warn_scratch(model.fallback_reason)
         for line in self._plan(model, datamodule):
@@ -247,7 +255,7 @@ class TransferCLI(LightningCLI):
         self.fitting.run(self.trainer, model, datamodule, self.checkpoint)
 
     def _plan(self, task: ClassificationTask, data: ImageDataModule) -> list[str]:
-        trainer, table, rates = self.trainer, data.table, task.hparams
+        trainer, table, hparams = self.trainer, data.table, task.hparams
         counts = [table.counts(split) for split in SPLITS]
         parts = ", ".join(f"{split} {sum(count.values()):,}" for split, count in zip(SPLITS, counts, strict=True))
         classes = ", ".join(f"{name} {sum(count[name] for count in counts):,}" for name in task.classes[:12])
@@ -262,12 +270,12 @@ class TransferCLI(LightningCLI):
             f"data       {len(table.paths):,} images in {table.root}",
             f"classes    {len(task.classes)}: {classes}",
             f"split      {parts} ({how}; data digest {table.digest[:12]})",
-            f"network    {rates['backbone']}, {sum(p.numel() for p in task.network.parameters()) / 1e6:.1f} million "
+            f"network    {hparams['backbone']}, {sum(p.numel() for p in task.network.parameters()) / 1e6:.1f} million "
             f"parameters, input {size}x{size}",
             f"weights    {weights}",
             f"training   up to {trainer.max_epochs} epochs, batches of {data.batch_size} x {trainer.world_size} "
-            f"process{'es' if trainer.world_size > 1 else ''}, AdamW at {rates['learning_rate']:g} (backbone) and "
-            f"{rates['head_learning_rate']:g} (head), precision {precision}",
+            f"process{'es' if trainer.world_size > 1 else ''}, AdamW at {hparams['learning_rate']:g} (backbone) and "
+            f"{hparams['head_learning_rate']:g} (head), precision {precision}",
             f"monitor    {self.monitor[0]} ({self.monitor[1]})",
             "",
         ]
@@ -301,7 +309,23 @@ class TransferCLI(LightningCLI):
         )
         if self.trainer.is_global_zero:
             assert self.collector.collected is not None
-            output = Path(self.settings.output or "predictions.csv")
+            output = Path(self.settings.output)
             paths = datamodule.paths("predict")
             write_csv(output, paths, self.collector.collected, model.classes)
             say(f"{len(paths):,} predictions in {output}")
+
+
+def _require_fitting_input(task: ClassificationTask, preprocessing: Preprocessing) -> None:
+    """Try the network on an empty picture: some take one size only, or one that their patches divide."""
+    shape = (1, preprocessing.channels, preprocessing.size, preprocessing.size)
+    try:
+        with torch.inference_mode():
+            task.eval()(torch.zeros(shape, dtype=torch.uint8))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"data.image_size: expected a size that {task.hparams['backbone']} takes, found {preprocessing.size} "
+            f"({reason}); leave data.image_size out for the size of its weights."
+        ) from error
+    finally:
+        task.train()

@@ -59,11 +59,12 @@ def head_name(backbone: nn.Module) -> str:
     own = getattr(backbone, "head_name", None)
     if isinstance(own, str):
         return own
-    classifier = backbone.pretrained_cfg["classifier"]  # type: ignore[index]
+    classifier = backbone.pretrained_cfg.get("classifier")  # type: ignore[union-attr,operator]
     if not isinstance(classifier, str):
+        found = "none" if classifier is None else f"{len(classifier)} ({', '.join(classifier)})"
         raise UserError(
-            f"model.backbone: expected a network with one classifier, found {len(classifier)} "
-            f"({', '.join(classifier)}); choose a variant without distillation heads."
+            f"model.backbone: expected a network with one classifier, found {found}; choose another model or a variant "
+            "without distillation heads."
         )
     return classifier
 

@@ -28,7 +28,7 @@ HUB_PATIENCE_SECONDS = 6.0
 
 
 class HubUnreachableError(UserError):
-    """The model hub gave no answer and the weights are not in the local cache."""
+    """The weights are not in the local cache and could not be fetched."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,15 @@ def _timm_state_dict(weights: str) -> dict[str, Tensor]:
     overlay = {"file": str(cached)} if cached is not None else None
     if cached is None:
         _require_hub(record, weights)
-    model = timm.create_model(tag, pretrained=True, pretrained_cfg_overlay=overlay)
+    try:
+        model = timm.create_model(tag, pretrained=True, pretrained_cfg_overlay=overlay)
+    except (OSError, RuntimeError) as error:
+        if cached is not None:
+            raise UserError(
+                f"model.weights: expected the weights of '{weights}' in the cached file '{cached}', found one that "
+                f"cannot be loaded ({_first_line(error)}); remove it and fetch it again."
+            ) from error
+        raise _hub_unreachable(weights, f"the download failed: {_first_line(error)}") from error
     return model.state_dict()
 
 
@@ -207,7 +215,7 @@ def _cached_file(record: Any) -> Path | None:
 
 
 def _require_hub(record: Any, weights: str) -> None:
-    """Raise unless the hub shows a sign of life soon; timm and its client would retry for most of a minute.
+    """Raise unless the hub answers soon; timm and its client would retry for most of a minute.
 
     The question runs in a thread of its own, because a name lookup cannot be given a time limit.
     """
@@ -218,8 +226,8 @@ def _require_hub(record: Any, weights: str) -> None:
 
     def ask() -> None:
         try:
-            get_session().head(url, timeout=HUB_PATIENCE_SECONDS)
-            outcome.append("")
+            status = get_session().head(url, timeout=HUB_PATIENCE_SECONDS).status_code
+            outcome.append(f"it answered with HTTP status {status}" if status >= 400 else "")
         except Exception as error:  # whatever it is, it means: no sign of life
             outcome.append(_first_line(error))
 
@@ -230,9 +238,15 @@ def _require_hub(record: Any, weights: str) -> None:
         asking.start()
         asking.join(HUB_PATIENCE_SECONDS)
     if why := outcome[-1]:
-        raise HubUnreachableError(
-            f"model.weights: expected to fetch '{weights}' from the model hub, found it unreachable ({why}) and the "
-            f"weights not in the local cache ({constants.HF_HUB_CACHE}). Three ways on: give a local file "
-            "(model.weights: path/to/file.safetensors); fill the cache on a machine with network and copy it here; or "
-            "train without weights (model.weights: null, or model.weights_fallback: scratch)."
-        )
+        raise _hub_unreachable(weights, why)
+
+
+def _hub_unreachable(weights: str, why: str) -> HubUnreachableError:
+    from huggingface_hub import constants
+
+    return HubUnreachableError(
+        f"model.weights: expected to fetch '{weights}' from the model hub, found it unreachable ({why}) and the "
+        f"weights not in the local cache ({constants.HF_HUB_CACHE}). Three ways on: give a local file "
+        "(model.weights: path/to/file.safetensors); fill the cache on a machine with network and copy it here; or "
+        "train without weights (model.weights: null, or model.weights_fallback: scratch)."
+    )

@@ -2,8 +2,9 @@
 
 import contextlib
 import io
+import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,42 +60,56 @@ def register(
     chosen = np.unique(np.linspace(0, len(test_images) - 1, _GOLDEN_SAMPLES).astype(int))
     encoded = [test_images[i].read_bytes() for i in chosen]
     client = logger.experiment
-    previous = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "bundle"
         folder.mkdir()
         write_bundle(folder, task, description)
         _require_agreement(Bundle(folder).predict(encoded), tested.probabilities[chosen])
-        mlflow.set_tracking_uri(logger.tracking_uri)
-        mlflow.set_registry_uri(logger.tracking_uri)
-        try:
-            # MLflow tells of each of its steps on standard error; what goes wrong it raises.
-            with mlflow.start_run(run_id=logger.run_id), contextlib.redirect_stderr(io.StringIO()):
-                logged = mlflow.pyfunc.log_model(
-                    name="model",
-                    python_model=str(Path(__file__).with_name("served.py")),
-                    artifacts={"bundle": str(folder)},
-                    signature=ModelSignature(
-                        inputs=Schema([ColSpec(DataType.binary, "image")]),
-                        outputs=Schema(
-                            [
-                                ColSpec(DataType.string, "label"),
-                                ColSpec(DataType.long, "label_id"),
-                                ColSpec(DataType.double, "score"),
-                                ColSpec(Array(DataType.double), "probabilities"),
-                            ]
-                        ),
+        with _pointing_mlflow_at(logger.tracking_uri), mlflow.start_run(run_id=logger.run_id):
+            logged = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(Path(__file__).with_name("served.py")),
+                artifacts={"bundle": str(folder)},
+                signature=ModelSignature(
+                    inputs=Schema([ColSpec(DataType.binary, "image")]),
+                    outputs=Schema(
+                        [
+                            ColSpec(DataType.string, "label"),
+                            ColSpec(DataType.long, "label_id"),
+                            ColSpec(DataType.double, "score"),
+                            ColSpec(Array(DataType.double), "probabilities"),
+                        ]
                     ),
-                    input_example=pd.DataFrame({"image": encoded[:1]}),
-                    pip_requirements=[f"{package}=={version(package)}" for package in _REQUIREMENTS],
-                    registered_model_name=name,
-                )
-        finally:
-            mlflow.set_tracking_uri(previous[0])
-            mlflow.set_registry_uri(previous[1])
+                ),
+                input_example=pd.DataFrame({"image": encoded[:1]}),
+                pip_requirements=[f"{package}=={version(package)}" for package in _REQUIREMENTS],
+                registered_model_name=name,
+            )
     number = str(logged.registered_model_version)
     client.set_registered_model_alias(name, CHALLENGER, number)
     return number
+
+
+@contextlib.contextmanager
+def _pointing_mlflow_at(uri: str) -> Iterator[None]:
+    """Let MLflow's functions without a client, which logging a model needs, talk to a store.
+
+    MLflow keeps the address in the environment, too, where it would lead later runs of the process astray. While the
+    block runs, its progress on standard error is held back; what goes wrong it raises.
+    """
+    import mlflow
+
+    tracking, registry = os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("MLFLOW_REGISTRY_URI")
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        mlflow.set_tracking_uri(tracking)  # None is its way to unset it
+        mlflow.set_registry_uri(registry)
+        if registry is None:
+            os.environ.pop("MLFLOW_REGISTRY_URI", None)
 
 
 def _require_agreement(served: np.ndarray, tested: np.ndarray) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from pipeline.errors import UserError
 from pipeline.tracking.store import prepare_store, resolve_tracking_uri
 
 if TYPE_CHECKING:
@@ -71,19 +72,38 @@ class MLflowLogger(Logger):
         if self._client is not None:
             return self._client
         from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
 
-        prepare_store(self.tracking_uri)
+        try:
+            prepare_store(self.tracking_uri)
+        except (MlflowException, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"logger.tracking_uri: expected an MLflow store that can be reached, found '{self.tracking_uri}' "
+                f"({reason}); correct it or MLFLOW_TRACKING_URI, or leave both out for a local store."
+            ) from error
         # The registry lives beside the runs; without a second argument the environment would decide.
         client = MlflowClient(self.tracking_uri, self.tracking_uri)
         if self.run_id is None:
-            experiment = client.get_experiment_by_name(self.experiment_name)
-            experiment_id = experiment.experiment_id if experiment else client.create_experiment(self.experiment_name)
-            self.run_id = client.create_run(experiment_id, run_name=self.run_name).info.run_id
+            self.run_id = client.create_run(self._find_experiment(client), run_name=self.run_name).info.run_id
         else:
             client.update_run(self.run_id, status="RUNNING")
         self.experiment_id = client.get_run(self.run_id).info.experiment_id
         self._client = client
         return client
+
+    def _find_experiment(self, client: "MlflowClient") -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = client.get_experiment_by_name(self.experiment_name)
+        if found is None:
+            try:
+                return client.create_experiment(self.experiment_name)
+            except MlflowException:  # another run has just created it
+                found = client.get_experiment_by_name(self.experiment_name)
+                if found is None:
+                    raise
+        return found.experiment_id
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any) -> None:

@@ -55,6 +55,9 @@ class RunRecorder(Callback):
             logger.log_file(self.folder.path / name)
         self.folder.write_identity(self.identity)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.logger.flush()  # so that a person who watches sees every epoch
+
     @property
     def identity(self) -> dict[str, Any]:
         """Where the tracked run is found."""

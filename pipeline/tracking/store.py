@@ -30,11 +30,16 @@ def prepare_store(tracking_uri: str) -> None:
     Several processes that open a fresh store at once race in its migrations and leave it broken.
 
     Args:
-        tracking_uri: an absolute address; any but SQLite is left alone.
+        tracking_uri: an absolute address; of other kinds it is only asked whether MLflow knows them.
+
+    Raises:
+        MlflowException: MLflow has no store for such an address, or cannot open it.
     """
-    if not tracking_uri.startswith(_SQLITE):
-        return
     from mlflow import MlflowClient
+
+    if not tracking_uri.startswith(_SQLITE):
+        MlflowClient(tracking_uri, tracking_uri)
+        return
 
     name = hashlib.sha256(tracking_uri.encode()).hexdigest()[:16]
     with FileLock(Path(tempfile.gettempdir()) / f"transfer-pipeline-{name}.lock"):

@@ -1,0 +1,77 @@
+"""Settings that would be ignored, or fail only after hours: refused before anything starts."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+
+#: Settings that follow from others, with the reason; set by hand they would be ignored.
+FOLLOWING = {
+    "model.classes": "the classes come from the training data",
+    "model.preprocessing": "the preprocessing comes from the backbone and its weights",
+    "data.classes": "the classes come from the training data",
+    "data.preprocessing": "the preprocessing comes from the backbone and its weights",
+    "data.seed": "order and augmentation follow seed_everything; the split has data.split_seed",
+}
+
+#: Settings of the trainer that leave out images which results are reported for, with the values that do not.
+_WHOLE_DATA = {
+    "fast_dev_run": (False, 0, None),
+    "overfit_batches": (0, 0.0, None),
+    "limit_val_batches": (1.0, None),
+    "limit_test_batches": (1.0, None),
+    "limit_predict_batches": (1.0, None),
+}
+
+
+def refuse_following(args: Sequence[str], files: Mapping[str, Any]) -> None:
+    """Refuse settings that follow from others.
+
+    Args:
+        args: the command line.
+        files: content of the configuration files, by name.
+
+    Raises:
+        UserError: one of :data:`FOLLOWING` is set; the message says where.
+    """
+    for key, reason in FOLLOWING.items():
+        section, name = key.split(".")
+        flags = (f"--{section}.{name}", f"--{section}.init_args.{name}")
+        places = [arg for arg in args if arg.split("=")[0] in flags]
+        for file, content in files.items():
+            inside = content.get(section) if isinstance(content, dict) else None
+            if isinstance(inside, dict) and (name in inside or name in (inside.get("init_args") or {})):
+                places.append(file)
+        if places:
+            raise UserError(f"{key}: expected no value, found one in {', '.join(places)}; remove it: {reason}.")
+
+
+def check_settings(settings: Any) -> None:
+    """Refuse values that the parser takes and nothing can be done with.
+
+    Args:
+        settings: the configuration of a subcommand.
+
+    Raises:
+        UserError: names the setting.
+    """
+    trainer = settings.trainer
+    if settings.patience < 1:
+        raise UserError(f"patience: expected at least 1 epoch, found {settings.patience}.")
+    if trainer.max_epochs is None or trainer.max_epochs < 1:
+        raise UserError(
+            f"trainer.max_epochs: expected at least 1 (the learning rate falls to zero at the last), found "
+            f"{trainer.max_epochs}; set a number."
+        )
+    for name, harmless in _WHOLE_DATA.items():
+        if trainer[name] not in harmless:
+            raise UserError(
+                f"trainer.{name}: expected no value, found {trainer[name]}; remove it: results are of whole splits. "
+                "For a quick trial use a small folder and trainer.max_epochs 1."
+            )
+    model_name = settings.registered_model_name
+    if model_name is not None and (not model_name.strip() or set("/:") & set(model_name)):
+        raise UserError(f"registered_model_name: expected a name without '/' and ':', found '{model_name}'.")
+    if settings.output is not None and not Path(settings.output).expanduser().resolve().parent.is_dir():
+        raise UserError(f"--output: expected a file in an existing folder, found '{settings.output}'; make the folder.")
