@@ -50,8 +50,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises many types for damaged and unsafe files
         found = f"one that cannot be read as such ({type(error).__name__})"
     raise UserError(
-        f"--ckpt_path: expected a checkpoint written by `python -m pipeline fit` at '{path}', found {found}; for weights "
-        "of another origin use model.weights."
+        f"--ckpt_path: expected a checkpoint written by `python -m pipeline fit` at '{path}', found {found}; for "
+        "weights of another origin use model.weights."
     )
 
 

@@ -9,11 +9,12 @@ from datamodules import DataError, ImageDataModule
 from pipeline.errors import UserError, near_matches
 
 _UNKNOWN_KEY = re.compile(
-    r"does not accept option '([^']+)'|unrecognized arguments: --([\w.]+)|Unknown option.*?'([^']+)'"
+    r"does not accept option '([^']+)'|unrecognized arguments: --([\w.]+)|Option '([^']+)' is not accepted"
 )
 _LINKED_KEY = re.compile(r'Linked "([^"]+)" must be given via')
 # How the parser reports that a class did not accept its arguments.
 _REFUSED_BY_A_CLASS = "Does not validate against any of the Union subtypes"
+_KIND = "Expected a "
 _PARSER_KEY = re.compile(r'Parser key "([^"]+)"')
 # Lines of the parser's report that name a way out nobody asked for, or repeat the input.
 _BOILERPLATE = re.compile(
@@ -53,16 +54,23 @@ def _explain_parser(text: str) -> str:
         prefix = "".join(f"{part}." for part in _PARSER_KEY.findall(text))
         key = prefix + next(group for group in match.groups() if group)
         return f"{key}: expected a known setting, found none of this name; {_advice(key)}"
+    if match := _LINKED_KEY.search(text):
+        return f"{match[1]}: expected no value, found one; remove it: it follows from other settings."
     keys = ".".join(_PARSER_KEY.findall(text))
     lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
     leaves = list(dict.fromkeys(line for line in lines if line and not _BOILERPLATE.search(line)))
-    detail = "; ".join(leaves) if leaves else _PARSER_KEY.sub("", text).strip(" :")
-    detail = (
-        re.sub(r"<class '([\w.]+)'>", r"\1", detail)
-        .replace("Expected a ", "expected ")
-        .replace(". Got value: ", ", found ")
+    if not leaves:
+        leaves = [_PARSER_KEY.sub("", text).strip(" :")]
+    # What kind of value an alternative would have been is worth saying only where nothing says more.
+    kinds = [leaf for leaf in leaves if leaf.startswith(_KIND)]
+    telling = [leaf for leaf in leaves if not leaf.startswith(_KIND)]
+    detail = "; ".join(telling) if telling else "expected " + " or ".join(kind.removeprefix(_KIND) for kind in kinds)
+    detail = re.sub(r"<class '([\w.]+)'>", r"\1", detail.replace("typing.Literal", "")).replace(
+        ". Got value: ", ", found "
     )
-    return f"{keys}: {detail}" if keys else detail
+    given = re.findall(r"Given value: (.+)", text)
+    found = f", found {given[0]}" if kinds and not telling and given and ", found " not in detail else ""
+    return f"{keys}: {detail}{found}" if keys else detail
 
 
 def _advice(key: str) -> str:

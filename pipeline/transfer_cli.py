@@ -47,7 +47,7 @@ class TransferCLI(LightningCLI):
         self.args = list(args)
         self.checkpoint: Path | None = None
         self.resumed: dict[str, Any] | None = None
-        strict = {"exit_on_error": False}
+        strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             ClassificationTask,
             ImageDataModule,

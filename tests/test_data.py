@@ -936,6 +936,32 @@ def test_a_loader_restored_twice_in_one_epoch_counts_from_the_start_of_the_epoch
     assert indices(again) == whole[2:]
 
 
+def test_a_restored_position_counts_for_its_own_epoch_and_for_one_pass(image_folder):
+    root = image_folder({"cat": 12, "dog": 12})
+
+    def restored(batches: int, epoch: int) -> ResumableDataLoader:
+        loader = folder_module(root).train_dataloader()
+        loader.load_state_dict({"epoch": 2, "batches": batches})
+        loader.sampler.set_epoch(epoch)
+        return loader
+
+    whole = indices(epoch_of(folder_module(root), 2))
+    next_epoch = indices(epoch_of(folder_module(root), 3))
+    assert indices(restored(1, epoch=3)) == next_epoch, "batches of another epoch were left out"
+    assert indices(restored(len(whole), epoch=2)) == whole, "an epoch that was over became an empty one"
+    loader = restored(1, epoch=2)
+    assert indices(loader) == whole[1:]
+    assert indices(loader) == whole, "the second pass left batches out, too"
+
+
+def test_a_sampler_leaves_samples_out_of_one_pass_only():
+    sampler = EpochSampler(numbered(9), 2, 1, training=True, seed=0)
+    whole = list(sampler)
+    sampler.skip = 3
+    assert list(sampler) == whole[3:]
+    assert list(sampler) == whole
+
+
 class SaveAt(Callback):
     """Saves a checkpoint after a training step, and ends the run as Ctrl-C would."""
 

@@ -1,0 +1,78 @@
+"""Two CPU processes (gloo): one run, one version, the same numbers as one process."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.cli import main
+from tests.support import fast, write_images
+
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+
+
+def pipeline(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own: Lightning starts the second one by running the same again."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pipeline", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+
+
+def probabilities(path: Path) -> tuple[list[str], np.ndarray]:
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [row["path"] for row in rows], np.array([[float(row[k]) for k in row if k.startswith("p_")] for row in rows])
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_run_and_agree_with_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # 7 validation and 9 test images: the two processes hold unequally many.
+    write_images(tmp_path / "images", per_class=15)
+    (tmp_path / "images" / "red" / "014.png").unlink()
+    arguments = [*fast(tmp_path / "images"), "--data.val_fraction=0.15"]
+    done = pipeline("fit", *arguments, *TWO, "--trainer.max_epochs=2", "--registered_model_name=colours")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch   1/2") == 1
+    assert "Traceback" not in done.stderr
+
+    (folder,) = Path("runs").iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    client = MlflowClient(summary["tracking_uri"], summary["tracking_uri"])
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert run.info.status == "FINISHED"
+    assert len(client.search_model_versions("name='colours'")) == 1
+    best_epoch_loss = min(
+        abs(item.value - summary["metrics"]["val/log_loss"]["value"])
+        for item in client.get_metric_history(run.info.run_id, "val/loss")
+    )
+    assert best_epoch_loss < 1e-6  # the loss that training showed is the one of the checkpoint
+
+    paths, values = probabilities(folder / "predictions.csv")
+    assert len(paths) == summary["metrics"]["test/accuracy"]["n"] == len(set(paths))
+    capsys.readouterr()
+    assert main(["test", *arguments, f"--ckpt_path={folder}", "--output=one.csv"]) == 0
+    one_paths, one_values = probabilities(Path("one.csv"))
+    assert one_paths == paths
+    np.testing.assert_allclose(one_values, values, atol=2e-6)  # the files have six digits
+    assert f"accuracy  {summary['metrics']['test/accuracy']['value']:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_mistake_ends_all_processes_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "images", per_class=6)
+    (tmp_path / "images" / "red" / "000.png").write_bytes(b"")
+    failed = pipeline("fit", *fast(tmp_path / "images"), *TWO, "--trainer.max_epochs=1")
+    assert failed.returncode == 2
+    assert "red/000.png (it is empty)" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not Path("runs").exists()

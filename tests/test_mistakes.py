@@ -1,0 +1,211 @@
+"""What a person's mistakes get: one clear line, exit code 2, no traceback, no half-made run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from PIL import Image
+from safetensors.torch import save_file
+
+from pipeline.cli import main
+from pipeline.models.resnet import RESNETS
+from tests.support import fast, write_images
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "images", per_class=6)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def complaint(images: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command line that must be refused; the line it gives."""
+
+    def run(*arguments: str, subcommand: str = "fit", defaults: bool = True) -> str:
+        given = [subcommand, *(fast(images) if defaults else []), "--trainer.max_epochs=1", *arguments]
+        assert main(given) == 2
+        shown = capsys.readouterr().err
+        assert "Traceback" not in shown
+        lines = shown.strip().splitlines()
+        assert len(lines) == 1, shown
+        assert lines[0].startswith("error: ")
+        assert not Path("runs").exists()
+        assert not running_runs()
+        return lines[0]
+
+    return run
+
+
+def running_runs() -> list[str]:
+    if not Path("mlflow.db").exists():
+        return []
+    uri = f"sqlite:///{Path('mlflow.db').resolve()}"
+    client = MlflowClient(uri, uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return [run.info.run_id for run in client.search_runs(experiments) if run.info.status == "RUNNING"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("--model.backbone=resnet81", "did you mean resnet18"),
+        ("--model.backbone=timm/resnet81", "set model.backbone to timm/<a known model>"),
+        ("--model.bakbone=resnet18", "model.bakbone: expected a known setting, found none of this name; did you mean"),
+        ("--model.num_classes=3", "the number of classes is that of the training data"),
+        ("--model.classes=[red,green]", "model.classes: expected no value"),
+        ("--data.seed=3", "data.seed: expected no value"),
+        ("--data.batch_size=many", "data.batch_size: expected int, found many"),
+        ("--data.batch_size=1", "data.batch_size: expected at least 2"),
+        ("--data.image_size=8", "data.image_size: expected at least 32"),
+        ("--data.val_fraction=2", "expected a share between 0 and 1"),
+        ("--data.num_workers=-1", "data.num_workers: expected 0 or more"),
+        ("--data.train_transforms=wild", "expected light, standard, strong or a list"),
+        ("--data.rot=somewhere", "did you mean data.root"),
+        ("--data=datamodules.ElpvDataModul", "no attribute 'ElpvDataModul'"),
+        ("--model.learning_rate=fast", "model.learning_rate: expected float"),
+        ("--model.learning_rate=-1", "model.learning_rate: expected a rate above 0"),
+        ("--model.weight_decay=-1", "model.weight_decay: expected 0 or more"),
+        ("--model.weights=nothing.safetensors", "expected a file, found nothing at 'nothing.safetensors'"),
+        ("--model.weights=timm/resnet18.a9_in1k", "its tags are resnet18.a1_in1k"),
+        ("--monitor=val/acuracy", "monitor: expected auto, val/accuracy"),
+        ("--patience=0", "patience: expected at least 1"),
+        ("--trainer.max_epoch=3", "did you mean trainer.max_epochs"),
+        ("--trainer.max_epochs=0", "trainer.max_epochs: expected at least 1"),
+        ("--trainer.fast_dev_run=true", "trainer.fast_dev_run: expected no value"),
+        ("--trainer.limit_test_batches=2", "results are of whole splits"),
+        ("--trainer.strategy=fast", "invalid strategy name"),
+        ("--seed_everything=-1", "seed_everything: "),
+        ("--registered_model_name=a/b", "registered_model_name: expected a name without"),
+        ("--logger.tracking_uri=foo://bar", "logger.tracking_uri: expected an MLflow store"),
+        ("--ckpt_path=nowhere.ckpt", "expected a file, found nothing at 'nowhere.ckpt'"),
+        ("--config=nowhere.yaml", "nowhere.yaml"),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_named(complaint: Callable[..., str], setting: str, expected: str) -> None:
+    assert expected in complaint(setting)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("model: {bakbone: resnet18}", "did you mean model.backbone"),
+        ("model: {num_classes: 3}", "the number of classes is that of the training data"),
+        ("model: {classes: [blue, green, red]}", "wrong.yaml; remove it: the classes come from the training data"),
+        ("data: {init_args: {preprocessing: {size: 3}}}", "the preprocessing comes from the backbone"),
+        ("data: {init_args: {batchsize: 3}}", "did you mean data.batch_size"),
+        ("data: {init_args: {train_transforms: [{class_path: albumentations.HorizontalFlop}]}}", "HorizontalFlop"),
+        ("data: {init_args: {train_transforms: [{class_path: albumentations.Normalize}]}}", "found Normalize"),
+        ("seed_everything: true", "seed_everything: "),
+    ],
+)  # fmt: skip
+def test_a_wrong_configuration_file_is_explained(complaint: Callable[..., str], content: str, expected: str) -> None:
+    Path("wrong.yaml").write_text(content)
+    assert expected in complaint("--config=wrong.yaml")
+
+
+def test_a_missing_folder(complaint: Callable[..., str]) -> None:
+    assert "expected a folder of class folders, found nothing at 'nowhere'" in complaint("--data.root=nowhere")
+
+
+def test_no_folder_at_all(complaint: Callable[..., str]) -> None:
+    assert "give --data.root <folder>" in complaint(defaults=False)
+
+
+def test_an_empty_class(complaint: Callable[..., str], images: Path) -> None:
+    (images / "yellow").mkdir()
+    assert "expected images of class 'yellow', found none" in complaint()
+
+
+def test_a_class_with_too_few_images(complaint: Callable[..., str], images: Path) -> None:
+    for path in sorted((images / "red").iterdir())[2:]:
+        path.unlink()
+    assert "at least 3 images of class 'red'" in complaint()
+
+
+def test_split_folders_without_training_images(complaint: Callable[..., str], tmp_path: Path) -> None:
+    write_images(tmp_path / "divided" / "Test", per_class=3)
+    assert "expected a folder 'train' beside 'Test'" in complaint(f"--data.root={tmp_path / 'divided'}")
+
+
+def test_unreadable_images_are_named_all_at_once(complaint: Callable[..., str], images: Path) -> None:
+    (images / "red" / "000.png").write_bytes(b"")
+    (images / "green" / "001.png").write_bytes(b"<html>not found</html>")
+    whole = (images / "blue" / "002.png").read_bytes()
+    (images / "blue" / "002.png").write_bytes(whole[: len(whole) // 2])
+    line = complaint()
+    for name in ("red/000.png (it is empty)", "green/001.png (it is no image)", "blue/002.png ("):
+        assert name in line
+
+
+def test_weights_of_another_architecture(complaint: Callable[..., str], tmp_path: Path) -> None:
+    save_file(RESNETS["resnet34"](num_classes=2).state_dict(), tmp_path / "other.safetensors")
+    line = complaint("--model.weights=other.safetensors")
+    assert "unexpected: layer1.2." in line
+    assert "Set model.backbone to the architecture" in line
+
+
+def test_weights_that_would_run_code(complaint: Callable[..., str], tmp_path: Path) -> None:
+    torch.save({"state_dict": Path("/")}, tmp_path / "unsafe.pth")
+    assert "expected a file of tensors" in complaint("--model.weights=unsafe.pth")
+
+
+def test_a_transform_that_does_not_fit_the_images(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("c.yaml").write_text(
+        "data: {init_args: {train_transforms: [{class_path: albumentations.RandomCrop,"
+        " init_args: {height: 400, width: 400}}]}}"
+    )
+    assert main(["fit", *fast(images), "--config=c.yaml", "--data.num_workers=1"]) == 2
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("error: data.train_transforms: expected transforms that fit the images, found CropSizeError")
+    assert "\n" not in line
+    assert not running_runs()
+
+
+def test_a_size_that_the_network_does_not_take(complaint: Callable[..., str]) -> None:
+    assert "expected a size that timm/vit_tiny_patch16_224 takes" in complaint(
+        "--model.backbone=timm/vit_tiny_patch16_224"
+    )
+
+
+def test_an_image_that_breaks_during_training_ends_the_run_as_failed(
+    images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datamodules.base._require_images", lambda dataset: None)
+    (images / "red" / "000.png").write_bytes(b"broken")
+    (images / "red" / "001.png").write_bytes(b"broken")
+    (images / "red" / "002.png").write_bytes(b"broken")
+    assert main(["fit", *fast(images), "--data.num_workers=1"]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert "expected an image that can be read" in line
+    assert not running_runs()
+
+
+@pytest.mark.parametrize("subcommand", ["validate", "test", "predict"])
+def test_evaluating_without_a_checkpoint(complaint: Callable[..., str], subcommand: str) -> None:
+    assert "expected the checkpoint of a trained model, found none" in complaint(subcommand=subcommand)
+
+
+def test_evaluating_another_kind_of_file(complaint: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "x.ckpt").write_bytes(b"no checkpoint")
+    assert "expected a checkpoint written by" in complaint("--ckpt_path=x.ckpt", subcommand="test")
+
+
+def test_an_unknown_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fti"]) == 2
+    assert "did you mean fit?" in capsys.readouterr().err
+
+
+def test_a_traceback_only_when_asked_for(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *fast(images), "--model.backbone=resnet81", "--traceback"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_image_is_not_taken_for_one(images: Path) -> None:
+    (images / "red" / "notes.txt").write_text("hello")
+    Image.new("RGB", (40, 40)).save(images / ".thumbnail.png")
+    assert main(["fit", *fast(images), "--trainer.max_epochs=1", "--trainer.logger=false"]) == 0
