@@ -2,7 +2,7 @@
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
@@ -175,10 +175,9 @@ class ImageDataModule(LightningDataModule):
         if self.trainer is None or self.trainer.state.fn is None:
             return
         stage = self.trainer.state.fn.value
-        for split in {"fit": ("train", "val", "test"), "validate": ("val",)}.get(stage, (stage,)):
-            if split not in self._checked:
-                _require_images(self.dataset(split))
-                self._checked.add(split)
+        splits = {"fit": ("train", "val", "test"), "validate": ("val",)}.get(stage, (stage,))
+        _require_images([self.dataset(split) for split in splits if split not in self._checked])
+        self._checked.update(splits)
 
     def state_dict(self) -> dict[str, Any]:
         """Kept in every checkpoint: which images were in which split, and how far the epoch had come."""
@@ -267,16 +266,17 @@ def _resolve_preprocessing(
     return Preprocessing.from_dict(values)
 
 
-def _require_images(dataset: ImageDataset) -> None:
-    check = decode if len(dataset) <= MOST_DECODED else _read_head
+def _require_images(datasets: Sequence[ImageDataset]) -> None:
+    files = [dataset.root / path for dataset in datasets for path in dataset.paths]
+    check = decode if len(files) <= MOST_DECODED else _read_head
     with ThreadPoolExecutor(_cores()) as pool:  # Pillow decodes without holding the interpreter's lock
-        reasons = pool.map(partial(_reason_not_to_read, check), (dataset.root / path for path in dataset.paths))
-        bad = [f"{path} ({why})" for path, why in zip(dataset.paths, reasons, strict=True) if why is not None]
+        reasons = pool.map(partial(_reason_not_to_read, check), files)
+        bad = [f"{file} ({why})" for file, why in zip(files, reasons, strict=True) if why is not None]
     if bad:
         shown = ", ".join(bad[:10]) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
         raise DataError(
-            f"data: expected {len(dataset):,} images that can be read in {dataset.root}, found {len(bad)} that cannot: "
-            f"{shown}; repair or remove them."
+            f"data: expected {len(files):,} images that can be read, found {len(bad)} that cannot: {shown}; repair or "
+            "remove them."
         )
 
 

@@ -79,7 +79,8 @@ class ImageDataset(Dataset[Item]):
                     f"data.train_transforms: expected transforms that fit the images, found {type(error).__name__} on "
                     f"{path} ({error}); change the transforms."
                 ) from error
-        if image.shape[:2] != (self.preprocessing.size,) * 2:
+        # Evaluation always, as the served model does; a training image only if the transforms left another size.
+        if self.augmentation is None or image.shape[:2] != (self.preprocessing.size,) * 2:
             image = self.preprocessing.fit_to_size(image)
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return {"image": pixels, "target": int(self.targets[index]), "index": index}

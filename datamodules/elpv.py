@@ -27,6 +27,8 @@ class ElpvDataModule(ImageDataModule):
             raise DataError(f"data.root: expected the ELPV file labels.csv in '{root}', found none.")
         paths, labels, strata = [], [], []
         for line in listing.read_text(encoding="utf-8").splitlines():
+            if not line.strip():
+                continue
             path, probability, cell_type = line.split()
             label = "defective" if float(probability) > 0.5 else "functional"
             paths.append(path)

@@ -58,7 +58,8 @@ class ImageTable:
 
 def list_images(folder: Path, root: Path) -> list[str]:
     """Image files below ``folder`` at any depth, relative to ``root``, sorted; hidden files are passed over."""
-    found = (path.relative_to(root) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    found = (path.relative_to(root) for path in files)
     return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
 
 

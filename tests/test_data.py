@@ -444,6 +444,19 @@ def test_a_validation_folder_may_have_any_of_its_usual_names(image_folder, name)
     assert table.split_is_ours
 
 
+def test_folders_of_splits_may_be_named_in_any_case(image_folder):
+    root = image_folder({"Train/cat": 4, "Train/dog": 4, "VAL/cat": 1, "VAL/dog": 1, "Test/cat": 2, "Test/dog": 2})
+    module = folder_module(root)
+    assert module.classes == ["cat", "dog"]
+    assert [sum(module.table.counts(split).values()) for split in ("train", "val", "test")] == [8, 2, 4]
+    assert not module.table.split_is_ours
+
+
+def test_evaluation_folders_without_a_training_folder_are_refused(image_folder):
+    with pytest.raises(DataError, match=r"data\.root: expected a folder 'train' beside 'val and test'"):
+        folder_module(image_folder({"val/cat": 4, "val/dog": 4, "test/cat": 4, "test/dog": 4}))
+
+
 def test_missing_splits_are_taken_out_of_train(image_folder):
     root = image_folder({"train/cat": 20, "train/dog": 20})
     table = folder_module(root, val_fraction=0.15, test_fraction=0.2).table
@@ -520,7 +533,10 @@ def test_an_absent_folder_is_named(tmp_path):
         ({"val_fraction": 0.0}, r"data\.val_fraction.*found 0\.0"),
         ({"test_fraction": 1.0}, r"data\.test_fraction.*found 1\.0"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, r"sum below 1"),
-        ({"batch_size": 0}, r"data\.batch_size.*found 0"),
+        ({"batch_size": 1}, r"data\.batch_size.*at least 2.*found 1"),
+        ({"num_workers": -1}, r"data\.num_workers.*found -1"),
+        ({"split_seed": -1}, r"data\.split_seed.*found -1"),
+        ({"seed": -1}, r"data\.seed.*found -1"),
         ({"image_size": 16}, r"data\.image_size.*found 16"),
         ({"crop_fraction": 1.5}, r"data\.crop_fraction.*found 1\.5"),
         ({"crop_fraction": 0.0}, r"data\.crop_fraction.*found 0\.0"),
@@ -658,7 +674,7 @@ def test_a_predict_path_without_images_is_named(tmp_path):
 def test_unreadable_files_of_one_split_are_all_listed(image_folder):
     root = image_folder({"train/cat": 14, "train/dog": 2, "val/cat": 1, "val/dog": 1, "test/cat": 1, "test/dog": 1})
     for i in range(12):
-        (root / "train" / "cat" / f"{i:03d}.png").write_bytes(b"" if i % 2 else b"GIF89a")
+        (root / "train" / "cat" / f"{i:03d}.png").write_bytes(b"" if i % 2 else b"a text")
     with pytest.raises(DataError) as caught:
         attach(folder_module(root), TrainerFn.FITTING).prepare_data()
     message = str(caught.value)
@@ -667,6 +683,7 @@ def test_unreadable_files_of_one_split_are_all_listed(image_folder):
     for i in range(10):
         assert f"train/cat/{i:03d}.png (" in message
     assert "001.png (it is empty)" in message
+    assert "002.png (it is no image)" in message
 
 
 def test_a_fit_lists_the_unreadable_files_of_all_splits_together(image_folder):
@@ -702,12 +719,22 @@ def test_a_stage_looks_at_the_images_it_will_read(image_folder, stage, looks_at)
             module.prepare_data()
 
 
-def test_a_file_that_breaks_off_is_named_when_it_is_read(image_folder):
+def test_a_file_that_breaks_off_is_named_before_training_and_where_it_is_read(image_folder):
     root = image_folder({"train/cat": 2, "train/dog": 2, "val/cat": 1, "test/cat": 1})
     path = root / "val" / "cat" / "000.png"
     path.write_bytes(path.read_bytes()[:-200])
+    module = folder_module(root)
+    with pytest.raises(DataError, match=r"val/cat/000\.png \(.*truncated"):
+        attach(module, TrainerFn.FITTING).prepare_data()
     with pytest.raises(DataError, match=r"val/cat/000\.png: expected an image that can be read"):
-        list(folder_module(root).val_dataloader())
+        list(module.val_dataloader())
+
+
+def test_transforms_that_do_not_fit_the_images_are_named_with_the_file(image_folder):
+    root = image_folder({"cat": 6, "dog": 6})
+    module = folder_module(root, train_transforms=[A.RandomCrop(400, 400)])
+    with pytest.raises(DataError, match=r"data\.train_transforms: .*\.png"):
+        list(module.train_dataloader())
 
 
 class Recorder(LightningModule):
@@ -726,6 +753,8 @@ class Recorder(LightningModule):
         pass
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        # As a learning-rate schedule does; it makes Lightning ask for the training loader early.
+        assert self.trainer.estimated_stepping_batches > 0
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
@@ -807,18 +836,26 @@ def test_training_images_do_not_depend_on_the_number_of_ranks(image_folder, repl
 
 def test_a_rank_reads_its_own_share(image_folder):
     root = image_folder({"cat": 12, "dog": 12})
-    whole = pictures(epoch_of(folder_module(root, batch_size=1), 0))
+    whole = pictures(epoch_of(folder_module(root, batch_size=2), 0))
     shares = [
-        pictures(epoch_of(attach(folder_module(root, batch_size=1), TrainerFn.FITTING, 2, rank), 0)) for rank in (0, 1)
+        pictures(epoch_of(attach(folder_module(root, batch_size=2), TrainerFn.FITTING, 2, rank), 0)) for rank in (0, 1)
     ]
     assert len(shares[0]) == len(shares[1]) == len(whole) / 2
     assert not set(shares[0]) & set(shares[1])
     assert shares[0] | shares[1] == whole
 
 
+def test_fewer_images_than_ranks_are_refused(image_folder):
+    root = image_folder({"train/cat": 4, "train/dog": 4, "val/cat": 1, "test/cat": 3})
+    module = attach(folder_module(root), TrainerFn.FITTING, world_size=2)
+    assert len(module.train_dataloader().sampler) == 4
+    with pytest.raises(DataError, match=r"one image of val for each of 2 processes, found 1"):
+        module.val_dataloader()
+
+
 def test_every_epoch_every_seed_and_every_index_look_different(twins):
     def look(seed: int, epoch: int) -> dict[int, bytes]:
-        return pictures(epoch_of(folder_module(twins, seed=seed, train_transforms="strong", batch_size=1), epoch))
+        return pictures(epoch_of(folder_module(twins, seed=seed, train_transforms="strong", batch_size=2), epoch))
 
     first = look(7, 0)
     assert look(7, 0) == first
@@ -832,8 +869,8 @@ def test_the_order_of_training_follows_seed_and_epoch(image_folder):
     root = image_folder({"cat": 12, "dog": 12})
 
     def order(seed: int, epoch: int) -> list[int]:
-        batches = epoch_of(folder_module(root, seed=seed, batch_size=1), epoch)
-        return [int(batch["index"]) for batch in batches]
+        batches = epoch_of(folder_module(root, seed=seed, batch_size=2), epoch)
+        return torch.cat([batch["index"] for batch in batches]).tolist()
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1)
@@ -907,17 +944,17 @@ def test_a_restored_loader_gives_exactly_the_remaining_batches(image_folder, giv
     stopped.sampler.set_epoch(2)
     running: Iterator[dict[str, torch.Tensor]] = iter(stopped)
     assert indices(next(running) for _ in range(given)) == indices(epochs[0][:given])
-    state = stopped.state_dict()
+    state = stopped.position
     assert state == {"epoch": 2, "batches": given}
 
     restored = loader(workers)
-    restored.load_state_dict(state)
+    restored.go_on_from(state)
     if given < 4:
         restored.sampler.set_epoch(2)
         rest = list(restored)
         assert indices(rest) == indices(epochs[0][given:])
         assert all(torch.equal(a["image"], b["image"]) for a, b in zip(rest, epochs[0][given:], strict=True))
-        assert restored.state_dict() == {"epoch": 2, "batches": 4}
+        assert restored.position == {"epoch": 2, "batches": 4}
     restored.sampler.set_epoch(3)
     assert indices(restored) == indices(epochs[1])
 
@@ -926,13 +963,13 @@ def test_a_loader_restored_twice_in_one_epoch_counts_from_the_start_of_the_epoch
     root = image_folder({"cat": 12, "dog": 12})
     whole = indices(folder_module(root).train_dataloader())
     loader = folder_module(root).train_dataloader()
-    loader.load_state_dict({"epoch": 0, "batches": 1})
+    loader.go_on_from({"epoch": 0, "batches": 1})
     running = iter(loader)
     next(running)
-    state = loader.state_dict()
+    state = loader.position
     assert state == {"epoch": 0, "batches": 2}
     again = folder_module(root).train_dataloader()
-    again.load_state_dict(state)
+    again.go_on_from(state)
     assert indices(again) == whole[2:]
 
 
@@ -941,7 +978,7 @@ def test_a_restored_position_counts_for_its_own_epoch_and_for_one_pass(image_fol
 
     def restored(batches: int, epoch: int) -> ResumableDataLoader:
         loader = folder_module(root).train_dataloader()
-        loader.load_state_dict({"epoch": 2, "batches": batches})
+        loader.go_on_from({"epoch": 2, "batches": batches})
         loader.sampler.set_epoch(epoch)
         return loader
 
@@ -952,6 +989,24 @@ def test_a_restored_position_counts_for_its_own_epoch_and_for_one_pass(image_fol
     loader = restored(1, epoch=2)
     assert indices(loader) == whole[1:]
     assert indices(loader) == whole, "the second pass left batches out, too"
+
+
+def test_the_datamodule_keeps_the_position_in_its_state(image_folder):
+    root = image_folder({"cat": 12, "dog": 12})
+    whole = indices(folder_module(root).train_dataloader())
+    stopped = folder_module(root)
+    assert stopped.state_dict() == {"digest": stopped.table.digest, "position": None}
+    running = iter(stopped.train_dataloader())
+    next(running)
+    state = stopped.state_dict()
+    assert state == {"digest": stopped.table.digest, "position": {"epoch": 0, "batches": 1}}
+    resumed = attach(folder_module(root), TrainerFn.FITTING)
+    resumed.load_state_dict(state)
+    assert indices(resumed.train_dataloader()) == whole[1:]
+    # Only training goes on in the middle; a checkpoint that is tested says nothing about order.
+    tested = attach(folder_module(root), TrainerFn.TESTING)
+    tested.load_state_dict(state)
+    assert indices(tested.train_dataloader()) == whole
 
 
 def test_a_sampler_leaves_samples_out_of_one_pass_only():
@@ -1045,7 +1100,7 @@ def test_predicting_a_folder_asks_for_no_training_data(image_folder):
     folder = image_folder({"": 2}, name="unlabelled")
     module = folder_module(None, classes=["cat", "dog"], predict_path=str(folder))
     attach(module, TrainerFn.PREDICTING)
-    module.load_state_dict({"digest": "of the training data"})
+    module.load_state_dict({"digest": "of the training data", "position": None})
     module.prepare_data()
 
 

@@ -315,6 +315,13 @@ def test_the_head_is_found_by_name():
         assert network.get_classifier().out_features == 2
 
 
+def test_a_network_without_a_classifier_is_refused():
+    network = nn.Linear(2, 2)
+    network.pretrained_cfg = {}
+    with pytest.raises(UserError, match="one classifier, found none"):
+        head_name(network)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "timm/tf_efficientnet_lite0", "timm/test_vit"])
 def test_a_fresh_head_starts_small(name):
     torch.manual_seed(0)
@@ -475,7 +482,7 @@ def test_a_hub_that_answers_is_used(monkeypatch):
 
     def answering_head(url: str, timeout: float) -> SimpleNamespace:
         asked.append(url)
-        return SimpleNamespace(status_code=404)  # any answer is a sign of life
+        return SimpleNamespace(status_code=200)
 
     network = create_backbone(SMALL, 3)
     pretrained = timm.create_model("test_resnet", pretrained=False)
@@ -493,6 +500,29 @@ def test_a_hub_that_answers_is_used(monkeypatch):
     assert "timm/test_resnet.r160_in1k" in asked[0]
     assert requests == [("test_resnet.r160_in1k", True, None)]
     assert torch.equal(network.state_dict()["conv1.0.weight"], pretrained.state_dict()["conv1.0.weight"])
+
+
+@pytest.mark.parametrize("status", [403, 404, 502])
+def test_a_hub_that_answers_with_an_error_counts_as_unreachable(monkeypatch, status):
+    answer = SimpleNamespace(status_code=status)
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: SimpleNamespace(head=lambda *_, **__: answer))
+    network = create_backbone(SMALL, 3)
+    with pytest.raises(HubUnreachableError, match=f"HTTP status {status}") as caught:
+        load_pretrained(network, CACHED_TAG)
+    assert_three_ways_on(str(caught.value), CACHED_TAG)
+
+
+def test_a_download_that_breaks_off_counts_as_unreachable(monkeypatch):
+    def broken(*_: object, **__: object) -> nn.Module:
+        raise ConnectionError("connection reset")
+
+    answer = SimpleNamespace(status_code=200)
+    network = create_backbone(SMALL, 3)
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: SimpleNamespace(head=lambda *_, **__: answer))
+    monkeypatch.setattr(timm, "create_model", broken)
+    with pytest.raises(HubUnreachableError, match="connection reset") as caught:
+        load_pretrained(network, CACHED_TAG)
+    assert_three_ways_on(str(caught.value), CACHED_TAG)
 
 
 # Files inside installed packages

@@ -90,7 +90,7 @@ def default_preprocessing(name: str, tag: str | None = None) -> dict[str, Any]:
         return dict(IMAGENET_PREPROCESSING)
     return {
         "size": record.input_size[-1],
-        "crop": record.crop_pct,
+        "crop": min(1.0, record.crop_pct),  # a few records ask for a border around the picture; we have none
         "interpolation": record.interpolation,
         "mean": list(record.mean),
         "std": list(record.std),

