@@ -97,6 +97,11 @@ class ImageDataModule(LightningDataModule):
         self._training: ResumableDataLoader | None = None
         self._resume_at: dict[str, int] | None = None
 
+    @property
+    def dataset_name(self) -> str:
+        """What the data set is called in tracking."""
+        return self.table.root.name
+
     @abstractmethod
     def find_images(self) -> ImageTable:
         """The images of the source, divided into splits. Opens no image."""

@@ -20,6 +20,10 @@ class ElpvDataModule(ImageDataModule):
     images", Solar Energy 185, 2019 (https://arxiv.org/abs/1807.02894).
     """
 
+    @property
+    def dataset_name(self) -> str:
+        return "elpv"
+
     def find_images(self) -> ImageTable:
         root = Path(self.root).expanduser().resolve() if self.root is not None else _installed_data()
         listing = root / "labels.csv"

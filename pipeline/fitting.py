@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from datamodules import ImageDataModule
 from pipeline.evaluation.predictions import PredictionCollector
@@ -96,7 +96,6 @@ class Fitting:
         callbacks: list[Callback] = [self.folder]
         if self.logger is not None:
             callbacks.append(RunRecorder(self.logger, self.folder, self.data_facts, self.tags))
-            callbacks.append(LearningRateMonitor(logging_interval="step"))
         stopping = EarlyStopping(self.monitor, mode=MONITORS[self.monitor], patience=self.patience)
         return [*callbacks, self.collector, self.epochs, stopping, self.best, LastCheckpoint(self.folder)]
 

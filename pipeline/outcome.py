@@ -75,8 +75,10 @@ def track_outcome(
     """Put metrics with intervals, files, the best checkpoint and the confusion matrix into the tracked run."""
     values: dict[str, float] = {}
     for name, estimate in metrics.items():
-        key = name if name.startswith("test/") else f"best/{name}"  # `val/...` are the curves of the training
-        values |= {key: estimate.value, f"{key}_low": estimate.low, f"{key}_high": estimate.high}
+        split, _, metric = name.partition("/")
+        # `val/...` are the curves of the training; bounds stand apart, so that the page shows values first.
+        values[name if split == "test" else f"best/{split}_{metric}"] = estimate.value
+        values |= {f"intervals/{split}_{metric}_low": estimate.low, f"intervals/{split}_{metric}_high": estimate.high}
     logger.log_metrics(values)
     counts = confusion_matrix(test.predictions.targets, test.predictions.labels, len(classes))
     accuracy = test.metrics["accuracy"]
@@ -97,6 +99,11 @@ def say_next(folder: Path, checkpoint: Path, logger: MLflowLogger | None, regist
     config, best = folder / CONFIG, folder / checkpoint.name
     say("\nnext:")
     if logger is not None:
-        say(f"  mlflow ui --backend-store-uri {logger.tracking_uri}")
+        page = f"#/experiments/{logger.experiment_id}/runs/{logger.run_id}"
+        if logger.tracking_uri.startswith("http"):
+            say(f"  open {logger.tracking_uri.rstrip('/')}/{page}")
+        else:
+            say(f"  mlflow ui --backend-store-uri {logger.tracking_uri}")
+            say(f"    and open http://127.0.0.1:5000/{page}")
     say(f"  python -m pipeline test --config {config} --ckpt_path {best}")
     say(f"  python -m pipeline predict --config {config} --ckpt_path {best} --data.predict_path <folder of images>")

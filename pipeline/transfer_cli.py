@@ -239,7 +239,7 @@ class TransferCLI(LightningCLI):
             logger=logger,
             registered_model_name=settings.registered_model_name,
             tags=tags,
-            data_facts=DataFacts(table.root, table.digest, counts),
+            data_facts=DataFacts(data.dataset_name, table.root, table.digest, counts),
             started=self.started,
         )
 

@@ -1,5 +1,6 @@
 """A Lightning logger that keeps one MLflow run from the first setting to the registered model."""
 
+import getpass
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -85,7 +86,10 @@ class MLflowLogger(Logger):
         # The registry lives beside the runs; without a second argument the environment would decide.
         client = MlflowClient(self.tracking_uri, self.tracking_uri)
         if self.run_id is None:
-            self.run_id = client.create_run(self._find_experiment(client), run_name=self.run_name).info.run_id
+            # Who and what, under the names by which MLflow's pages show them.
+            tags = {"mlflow.user": _user(), "mlflow.source.name": "python -m pipeline", "mlflow.source.type": "LOCAL"}
+            run = client.create_run(self._find_experiment(client), tags=tags, run_name=self.run_name)
+            self.run_id = run.info.run_id
         else:
             client.update_run(self.run_id, status="RUNNING")
         self.experiment_id = client.get_run(self.run_id).info.experiment_id
@@ -191,6 +195,13 @@ class MLflowLogger(Logger):
             self.flush()
         finally:
             self._client.set_terminated(self.run_id, status)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # containers may run under a number without a name
+        return "unknown"
 
 
 def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

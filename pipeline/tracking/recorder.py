@@ -12,17 +12,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from pipeline.runs import CONFIG, SPLIT, RunFolder
 from pipeline.tracking.logger import MLflowLogger
 
+_RATES_EVERY = 10  # optimizer steps
+
 
 @dataclass(frozen=True)
 class DataFacts:
     """What is told of the data.
 
     Attributes:
+        name: of the data set.
         root: where it was read.
         digest: of every row.
         counts: images by split and class.
     """
 
+    name: str
     root: Path
     digest: str
     counts: Mapping[str, Mapping[str, int]]
@@ -49,11 +53,19 @@ class RunRecorder(Callback):
             return
         logger = self.logger
         logger.log_hyperparams(yaml.safe_load(self.folder.config))
-        logger.set_tags(self.tags)
-        logger.log_dataset(self.data.root.name, self.data.digest, str(self.data.root), json.dumps(self.data.counts))
+        logger.set_tags({**self.tags, "mlflow.source.git.commit": self.tags["code_revision"]})
+        logger.log_dataset(self.data.name, self.data.digest, str(self.data.root), json.dumps(self.data.counts))
         for name in (CONFIG, SPLIT):
             logger.log_file(self.folder.path / name)
         self.folder.write_identity(self.identity)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.is_global_zero and trainer.global_step % _RATES_EVERY == 0:
+            # Groups with and without weight decay share their rate.
+            rates = {
+                f"lr/{group['name'].partition('.')[0]}": group["lr"] for group in trainer.optimizers[0].param_groups
+            }
+            self.logger.log_metrics(rates, trainer.global_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.logger.flush()  # so that a person who watches sees every epoch
