@@ -13,8 +13,8 @@ import warnings
 from collections.abc import Sequence
 
 from pipeline.errors import UserError, near_matches
+from pipeline.settings import SUBCOMMANDS
 
-SUBCOMMANDS = ("fit", "validate", "test", "predict")
 SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 HELP = """usage: python -m pipeline <subcommand> [--config FILE] [--<setting> VALUE ...]

@@ -1,10 +1,16 @@
-"""Settings that would be ignored, or fail only after hours: refused before anything starts."""
+"""What the command line takes; settings that would be ignored, or fail only after hours, are refused at once.
+
+Imports nothing heavy: the command line looks here before anything else.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+
+#: What the command line can do.
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 #: Settings that follow from others, with the reason; set by hand they would be ignored.
 FOLLOWING = {

@@ -16,7 +16,6 @@ from datamodules import ImageDataModule
 from datamodules.preprocessing import Preprocessing
 from datamodules.splits import SPLITS
 from pipeline.checkpoints import existing_checkpoint, is_trained_to_the_end, read_checkpoint
-from pipeline.cli import SUBCOMMANDS
 from pipeline.errors import UserError
 from pipeline.evaluation.predictions import PredictionCollector, write_csv
 from pipeline.fitting import Fitting, evaluate, interruptible
@@ -26,7 +25,7 @@ from pipeline.precision import pick_precision
 from pipeline.progress import say, warn_scratch
 from pipeline.provenance import code_revision
 from pipeline.runs import LAST, PREDICTIONS, RUNS, RunFolder, find_resumable, new_run_name
-from pipeline.settings import check_settings, refuse_following
+from pipeline.settings import SUBCOMMANDS, check_settings, refuse_following
 from pipeline.task import ClassificationTask
 from pipeline.tracking.logger import MLflowLogger
 from pipeline.tracking.recorder import DataFacts

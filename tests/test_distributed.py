@@ -62,7 +62,7 @@ def test_two_processes_make_one_run_and_agree_with_one(
     assert main(["test", *arguments, f"--ckpt_path={folder}", "--output=one.csv"]) == 0
     one_paths, one_values = probabilities(Path("one.csv"))
     assert one_paths == paths
-    np.testing.assert_allclose(one_values, values, atol=2e-6)  # the files have six digits
+    np.testing.assert_allclose(one_values, values, atol=1e-6)
     assert f"accuracy  {summary['metrics']['test/accuracy']['value']:.4f}" in capsys.readouterr().out
 
 

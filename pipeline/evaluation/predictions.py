@@ -112,4 +112,4 @@ def write_csv(path: Path, image_paths: Sequence[str], predictions: Predictions, 
         rows = zip(image_paths, predictions.targets, predictions.labels, predictions.probabilities, strict=True)
         for image_path, target, label, row in rows:
             truth = [classes[target]] if labelled else []
-            writer.writerow([image_path, *truth, classes[label], f"{row[label]:.6f}", *(f"{p:.6f}" for p in row)])
+            writer.writerow([image_path, *truth, classes[label], f"{row[label]:.8f}", *(f"{p:.8f}" for p in row)])

@@ -24,7 +24,7 @@ from pipeline.models.renaming import rename_foreign_keys
 PACKAGE = "package:"
 SUFFIXES = (".safetensors", ".pth")
 #: How long the hub may take to give a sign of life before it counts as unreachable, in seconds.
-HUB_PATIENCE_SECONDS = 6.0
+HUB_PATIENCE_SECONDS = 4.0
 
 
 class HubUnreachableError(UserError):
