@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
 
@@ -30,6 +30,22 @@ def warn_scratch(reason: str) -> None:
         file=sys.stderr,
         flush=True,
     )
+
+
+class ProgressBar(TQDMProgressBar):
+    """A bar for the epoch that runs, counted from one as the lines above it; it goes when the epoch is over."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=False)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)  # the end of the tracked run's id, which says nothing
+        return metrics
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer, *_)
+        self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}")
 
 
 class EpochLines(Callback):

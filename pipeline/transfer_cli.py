@@ -8,7 +8,6 @@ import torch
 import yaml
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -22,7 +21,7 @@ from pipeline.fitting import Fitting, evaluate, interruptible
 from pipeline.models.weights import preprocessing_record
 from pipeline.monitor import choose_monitor
 from pipeline.precision import pick_precision
-from pipeline.progress import say, warn_scratch
+from pipeline.progress import ProgressBar, say, warn_scratch
 from pipeline.provenance import code_revision
 from pipeline.runs import LAST, PREDICTIONS, RUNS, RunFolder, find_resumable, new_run_name
 from pipeline.settings import SUBCOMMANDS, check_settings, refuse_following
@@ -147,7 +146,8 @@ class TransferCLI(LightningCLI):
                 f"--ckpt_path: expected a checkpoint of model.backbone '{model.backbone}', found one of "
                 f"'{hparams['backbone']}' in '{self.checkpoint}'; set model.backbone to it."
             )
-        if is_trained_to_the_end(content, settings.trainer.max_epochs):
+        # A run that was interrupted when all was trained still has its tests before it.
+        if not self.resumed and is_trained_to_the_end(content, settings.trainer.max_epochs):
             raise UserError(
                 f"--ckpt_path: expected a checkpoint with less than trainer.max_epochs={settings.trainer.max_epochs} "
                 f"epochs behind it, found '{self.checkpoint}' done with them; raise trainer.max_epochs, or use `test`."
@@ -190,7 +190,7 @@ class TransferCLI(LightningCLI):
             kwargs["logger"] = False
         try:
             return super().instantiate_trainer(
-                callbacks=[*user_callbacks, *callbacks, *([TQDMProgressBar(leave=False)] if bar else [])],
+                callbacks=[*user_callbacks, *callbacks, *([ProgressBar()] if bar else [])],
                 enable_progress_bar=bar,
                 enable_model_summary=False,
                 **kwargs,

@@ -36,7 +36,7 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return torch.load(checkpoint, weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize("step", [1, 2, 4], ids=["mid-epoch", "last step of an epoch", "second epoch"])
+@pytest.mark.parametrize("step", [1, 2, 4, 8], ids=["mid-epoch", "end of an epoch", "second epoch", "very end"])
 def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(images: Path, tmp_path: Path, step: int) -> None:
     arguments = ["fit", *fast(images), "--trainer.max_epochs=3", "--patience=50"]
     assert main(arguments) == 0
