@@ -56,6 +56,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def is_trained_to_the_end(content: dict[str, Any], max_epochs: int) -> bool:
-    """Whether a checkpoint has as many epochs behind it as are asked for (-1: without end)."""
+    """Whether a checkpoint has as many epochs behind it as are asked for."""
     last_batch = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
-    return 0 <= max_epochs <= content["epoch"] + bool(last_batch)
+    return content["epoch"] + bool(last_batch) >= max_epochs

@@ -61,12 +61,13 @@ class RunFolder(Callback):
             (self.path / CONFIG).write_text(self.config, encoding="utf-8")
             with (self.path / SPLIT).open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([("path", "label", "split"), *self.split])
+            self.write_identity({})
 
     def write_identity(self, tracking: dict[str, Any]) -> None:
         """Note which tracked run this folder belongs to.
 
         Args:
-            tracking: ``run_id``, ``experiment_id`` and ``tracking_uri``.
+            tracking: ``run_id``, ``experiment_id`` and ``tracking_uri``; empty where the run is not tracked.
         """
         identity = {**tracking, "config_digest": config_digest(self.config)}
         (self.path / _IDENTITY).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")

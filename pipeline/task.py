@@ -76,11 +76,14 @@ class ClassificationTask(LightningModule):
         network = create_backbone(backbone, num_classes=len(classes))
         #: What was loaded; None where training starts from scratch.
         self.load_report: LoadReport | None = None
+        #: Where the weights came from before any training of ours: an address, or ``scratch``. Kept in checkpoints.
+        self.weights_source = "scratch"
         #: Why weights that were asked for are not there; None otherwise.
         self.fallback_reason: str | None = None
         if weights is not None:
             try:
                 self.load_report = load_pretrained(network, weights)
+                self.weights_source = weights
             except HubUnreachableError as error:
                 if weights_fallback == "error":
                     raise
@@ -115,6 +118,12 @@ class ClassificationTask(LightningModule):
         # Weighted by images, because processes may hold unequally many; Lightning's own mean over processes is not.
         self.train_loss = MeanMetric()
         self.val_loss = MeanMetric()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["weights_source"] = self.weights_source
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.weights_source = checkpoint["weights_source"]
 
     def forward(self, images: Tensor) -> Tensor:
         """Images, uint8 ``(N, C, H, W)``, to logits, float ``(N, number of classes)``."""

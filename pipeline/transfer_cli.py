@@ -45,6 +45,7 @@ class TransferCLI(LightningCLI):
         self.args = list(args)
         self.checkpoint: Path | None = None
         self.resumed: dict[str, Any] | None = None
+        self.started_from: str | None = None
         strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             ClassificationTask,
@@ -153,6 +154,7 @@ class TransferCLI(LightningCLI):
                 f"epochs behind it, found '{self.checkpoint}' done with them; raise trainer.max_epochs, or use `test`."
             )
         model.weights = None  # weights start a run; this one goes on from a checkpoint
+        self.started_from = content["weights_source"]
         for name in ("learning_rate", "head_learning_rate"):
             if model[name] == "auto":
                 model[name] = hparams[name]
@@ -222,13 +224,12 @@ class TransferCLI(LightningCLI):
             )
         tags = {
             "backbone": task.hparams["backbone"],
-            "weights": task.load_report.source if task.load_report else "scratch",
+            "weights": self.started_from or task.weights_source,
             "monitor": self.monitor[0],
             "data_digest": table.digest,
             "code_revision": code_revision(),
         }
-        if self.checkpoint is not None:
-            tags["weights"] = "checkpoint"
+        if self.checkpoint is not None and not self.resumed:
             tags["resumed_from"] = str(self.checkpoint)
         counts = {split: dict(table.counts(split)) for split in SPLITS}
         return Fitting(

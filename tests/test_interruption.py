@@ -87,6 +87,15 @@ def test_going_on_with_other_images_is_refused(images: Path, capsys: pytest.Capt
     assert "expected the images and the split that the checkpoint was trained with" in capsys.readouterr().err
 
 
+def test_a_run_without_tracking_goes_on_too(images: Path) -> None:
+    arguments = ["fit", *fast(images), "--trainer.max_epochs=1", "--trainer.logger=false"]
+    interrupting = ["--trainer.callbacks=tests.support.InterruptAt", "--trainer.callbacks.step=0"]
+    assert main([*arguments, *interrupting]) == 130
+    assert main([*arguments, *interrupting, "--ckpt_path=last"]) == 0
+    (folder,) = Path("runs").iterdir()
+    assert json.loads((folder / "summary.json").read_text())["run_id"] is None
+
+
 @pytest.mark.slow
 def test_a_real_ctrl_c_with_reading_processes(images: Path, tmp_path: Path) -> None:
     arguments = [*fast(images), "--data.num_workers=2", "--trainer.max_epochs=500", "--patience=500"]
