@@ -95,7 +95,7 @@ def _pointing_mlflow_at(uri: str) -> Iterator[None]:
     """Let MLflow's functions without a client, which logging a model needs, talk to a store.
 
     MLflow keeps the address in the environment, too, where it would lead later runs of the process astray. While the
-    block runs, its progress on standard error is held back; what goes wrong it raises.
+    block runs, its progress reports are held back; what goes wrong it raises.
     """
     import mlflow
 
@@ -103,7 +103,7 @@ def _pointing_mlflow_at(uri: str) -> Iterator[None]:
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         mlflow.set_tracking_uri(tracking)  # None is its way to unset it
