@@ -124,6 +124,7 @@ class MLflowLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         from mlflow.entities import Metric
 
+        _ = self.experiment  # the run begins with its first metric at the latest
         now = int(time() * 1000)
         self._metrics += [Metric(name, float(value), now, step or 0) for name, value in metrics.items()]
         if len(self._metrics) >= _BUFFERED_METRICS:
