@@ -16,7 +16,7 @@ from pipeline.monitor import MONITORS
 from pipeline.outcome import Evaluated, say_next, track_outcome, write_predictions, write_summary
 from pipeline.progress import EpochLines, say
 from pipeline.resumption import LastCheckpoint
-from pipeline.runs import RunFolder
+from pipeline.runs import LAST, RunFolder
 from pipeline.task import ClassificationTask
 from pipeline.tracking.logger import MLflowLogger
 from pipeline.tracking.recorder import DataFacts, RunRecorder
@@ -112,7 +112,12 @@ class Fitting:
             KeyboardInterrupt: the person stopped it; the run folder has ``last.ckpt`` and the run ends as KILLED.
         """
         with self.logger.closing() if self.logger is not None else contextlib.nullcontext():
-            interruptible(trainer, trainer.fit, task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            try:
+                interruptible(trainer, trainer.fit, task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            except KeyboardInterrupt:
+                if (self.folder.path / LAST).is_file():
+                    say(f"\nrun folder    {self.folder.path}\nto go on      the same command with --ckpt_path last")
+                raise
             best = Path(self.best.best_model_path)
             val = evaluate(trainer, "val", task, data, best, self.collector)
             test = evaluate(trainer, "test", task, data, best, self.collector)

@@ -60,7 +60,7 @@ def write_predictions(folder: Path, test: Evaluated, classes: Sequence[str]) -> 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """``summary.json``; it appears whole or not at all, and marks the run as done."""
     unfinished = folder / f"{SUMMARY}.part"
-    unfinished.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    unfinished.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     unfinished.replace(folder / SUMMARY)
 
 

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import secrets
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -27,6 +28,20 @@ _IDENTITY = "run.json"  # present from the first moment; summary.json only when 
 def new_run_name() -> str:
     """``<UTC time>-<short id>``; the id is not seeded, so that equal runs get different folders."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+
+
+def require_folder(runs: Path) -> None:
+    """Refuse where run folders cannot be made.
+
+    Raises:
+        UserError: something else has the name, or the folder cannot be written.
+    """
+    place = runs if runs.exists() else runs.absolute().parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise UserError(
+            f"expected to keep the run in the folder '{runs.absolute()}', found that it cannot be written; start from "
+            "another working folder."
+        )
 
 
 def config_digest(config: str) -> str:
@@ -70,7 +85,7 @@ class RunFolder(Callback):
             tracking: ``run_id``, ``experiment_id`` and ``tracking_uri``; empty where the run is not tracked.
         """
         identity = {**tracking, "config_digest": config_digest(self.config)}
-        (self.path / _IDENTITY).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+        (self.path / _IDENTITY).write_text(json.dumps(identity, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def find_resumable(config: str, runs: Path = RUNS) -> tuple[Path, dict[str, Any]]:

@@ -47,8 +47,11 @@ def refuse_following(args: Sequence[str], files: Mapping[str, Any]) -> None:
         places = [arg for arg in args if arg.split("=")[0] in flags]
         for file, content in files.items():
             inside = content.get(section) if isinstance(content, dict) else None
-            if isinstance(inside, dict) and (name in inside or name in (inside.get("init_args") or {})):
-                places.append(file)
+            if isinstance(inside, dict):
+                given = (inside.get(name), (inside.get("init_args") or {}).get(name))
+                # A null, as `--print_config` writes it, sets nothing.
+                if any(value is not None for value in given):
+                    places.append(file)
         if places:
             raise UserError(f"{key}: expected no value, found one in {', '.join(places)}; remove it: {reason}.")
 

@@ -23,7 +23,7 @@ from pipeline.monitor import choose_monitor
 from pipeline.precision import pick_precision
 from pipeline.progress import ProgressBar, say, warn_scratch
 from pipeline.provenance import code_revision
-from pipeline.runs import LAST, PREDICTIONS, RUNS, RunFolder, find_resumable, new_run_name
+from pipeline.runs import LAST, PREDICTIONS, RUNS, RunFolder, find_resumable, new_run_name, require_folder
 from pipeline.settings import SUBCOMMANDS, check_settings, refuse_following
 from pipeline.task import ClassificationTask
 from pipeline.tracking.logger import MLflowLogger
@@ -52,7 +52,7 @@ class TransferCLI(LightningCLI):
             ImageDataModule,
             subclass_mode_data=True,
             save_config_callback=None,  # the run folder keeps the configuration, and tracking takes it from there
-            parser_kwargs={**strict, **dict.fromkeys(SUBCOMMANDS, strict)},
+            parser_kwargs={"prog": "python -m pipeline", **strict, **dict.fromkeys(SUBCOMMANDS, strict)},
             args=self.args,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # the task's hyperparameters are plain and load without it
@@ -133,6 +133,7 @@ class TransferCLI(LightningCLI):
             self._take_from_checkpoint()
 
     def _prepare_fit(self) -> None:
+        require_folder(RUNS)
         if self.ckpt_path is None:
             return
         if self.ckpt_path == "last":
@@ -258,8 +259,8 @@ class TransferCLI(LightningCLI):
         trainer, table, hparams = self.trainer, data.table, task.hparams
         counts = [table.counts(split) for split in SPLITS]
         parts = ", ".join(f"{split} {sum(count.values()):,}" for split, count in zip(SPLITS, counts, strict=True))
-        classes = ", ".join(f"{name} {sum(count[name] for count in counts):,}" for name in task.classes[:12])
-        classes += ", ..." if len(task.classes) > 12 else ""
+        classes = "; ".join(f"{name} {sum(count[name] for count in counts):,}" for name in task.classes[:12])
+        classes += "; ..." if len(task.classes) > 12 else ""
         how = f"drawn here, split_seed {data.split_seed}" if table.split_is_ours else "as given"
         weights = (
             f"going on from {self.checkpoint}" if self.checkpoint else task.load_report or "none: training from scratch"
@@ -273,9 +274,9 @@ class TransferCLI(LightningCLI):
             f"network    {hparams['backbone']}, {sum(p.numel() for p in task.network.parameters()) / 1e6:.1f} million "
             f"parameters, input {size}x{size}",
             f"weights    {weights}",
-            f"training   up to {trainer.max_epochs} epochs, batches of {data.batch_size} x {trainer.world_size} "
-            f"process{'es' if trainer.world_size > 1 else ''}, AdamW at {hparams['learning_rate']:g} (backbone) and "
-            f"{hparams['head_learning_rate']:g} (head), precision {precision}",
+            f"training   {trainer.max_epochs} epochs at most, batch size {data.batch_size} x {trainer.world_size}, AdamW "
+            f"at {hparams['learning_rate']:g} (backbone) and {hparams['head_learning_rate']:g} (head), "
+            f"precision {precision}",
             f"monitor    {self.monitor[0]} ({self.monitor[1]})",
             "",
         ]

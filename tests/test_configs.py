@@ -67,6 +67,28 @@ def test_every_configuration_is_tested_here() -> None:
     assert {path.stem for path in CONFIGS.glob("*.yaml")} <= tested
 
 
+def test_the_transforms_that_finetune_shows_can_be_uncommented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "images", per_class=6)
+    lines = (CONFIGS / "finetune.yaml").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.strip().startswith("# train_transforms:  "))
+    lines[start : start + 4] = [line.replace("# ", "", 1) for line in lines[start : start + 4]]
+    Path("mine.yaml").write_text("\n".join(lines))
+    arguments = [*fast(tmp_path / "images"), "--trainer.max_epochs=1", "--model.weights=null", "--trainer.logger=false"]
+    assert main(["fit", "--config=mine.yaml", *arguments, "--model.backbone=resnet18"]) == 0
+    (folder,) = Path("runs").iterdir()
+    assert "albumentations.RandomResizedCrop" in (folder / "config.yaml").read_text()
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "my_images", per_class=6)
+    code = (CONFIGS.parent / "README.md").read_text().split("<!-- test:python -->\n```python\n")[1].split("```")[0]
+    names: dict = {}
+    exec(code, names)  # our own README
+    assert names["task"].classes == ["blue", "green", "red"]
+
+
 def test_transforms_given_in_yaml_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "images", per_class=6)

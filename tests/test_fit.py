@@ -15,6 +15,7 @@ import yaml
 from mlflow import MlflowClient
 
 from pipeline.cli import main
+from pipeline.registry.inference import Bundle
 from pipeline.task import ClassificationTask
 from tests.support import fast, write_images
 
@@ -145,6 +146,17 @@ def test_the_registered_model_sees_what_test_saw(run: Run, tmp_path: Path, monke
     np.testing.assert_allclose(np.stack(answer["probabilities"]), probabilities(tested), atol=1e-4)
     np.testing.assert_allclose(answer["score"], probabilities(tested).max(axis=1), atol=1e-4)
     assert not list(tmp_path.iterdir())  # asking leaves nothing behind
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [(b"nonsense", "8 bytes that are none"), (b"", "0 bytes that are none"), ("a/path.png", "str"), (None, "NoneType")],
+)
+def test_the_bundle_refuses_what_is_no_image_and_names_the_row(run: Run, image: object, expected: str) -> None:
+    bundle = Bundle(next(run.home.glob("mlruns/**/bundle")))
+    good = next(run.images.rglob("*.png")).read_bytes()
+    with pytest.raises(ValueError, match=f"row 1: expected the bytes of an encoded image, found {expected}"):
+        bundle.predict([good, image])  # type: ignore[list-item]
 
 
 def test_registering_leaves_no_address_behind(run: Run) -> None:

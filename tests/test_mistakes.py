@@ -209,3 +209,22 @@ def test_a_file_that_is_no_image_is_not_taken_for_one(images: Path) -> None:
     (images / "red" / "notes.txt").write_text("hello")
     Image.new("RGB", (40, 40)).save(images / ".thumbnail.png")
     assert main(["fit", *fast(images), "--trainer.max_epochs=1", "--trainer.logger=false"]) == 0
+
+
+def test_a_file_where_runs_should_be(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs").write_text("")
+    assert main(["fit", *fast(images), "--trainer.max_epochs=1"]) == 2
+    assert "found that it cannot be written" in capsys.readouterr().err
+    assert not Path("mlflow.db").exists()
+
+
+def test_a_store_in_a_folder_that_is_not_there(complaint: Callable[..., str]) -> None:
+    assert "cannot be written" in complaint("--logger.tracking_uri=sqlite:////nowhere/at/all.db")
+
+
+def test_what_print_config_writes_can_be_used(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *fast(images), "--trainer.max_epochs=1", "--trainer.logger=false", "--print_config"])
+    assert stopped.value.code == 0
+    Path("whole.yaml").write_text(capsys.readouterr().out)
+    assert main(["fit", "--config=whole.yaml"]) == 0

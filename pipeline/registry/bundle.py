@@ -55,7 +55,7 @@ def write_bundle(folder: Path, task: ClassificationTask, description: dict[str, 
             dynamo=True,
         )
     content = {"classes": task.classes, "preprocessing": record, **description}
-    (folder / "bundle.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / "bundle.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for module in (pipeline.registry.inference, datamodules.decode, datamodules.preprocessing):
         shutil.copy(str(module.__file__), folder)
 

@@ -63,7 +63,10 @@ class Bundle:
         return np.concatenate(parts)
 
     def _pixels(self, row: int, image: bytes) -> NDArray[np.uint8]:
+        expected = f"row {row}: expected the bytes of an encoded image, found"
+        if not isinstance(image, bytes | bytearray | memoryview):
+            raise ValueError(f"{expected} {type(image).__name__}; read the file and pass its content")
         try:
             return self._fit_to_size(self._decode(bytes(image))).transpose(2, 0, 1)
-        except (OSError, TypeError) as error:
-            raise ValueError(f"row {row}: expected the bytes of an encoded image, found {error}") from error
+        except OSError as error:
+            raise ValueError(f"{expected} {len(image)} bytes that are none or are damaged") from error

@@ -33,6 +33,7 @@ def prepare_store(tracking_uri: str) -> None:
         tracking_uri: an absolute address; of other kinds it is only asked whether MLflow knows them.
 
     Raises:
+        OSError: the file cannot be written.
         MlflowException: MLflow has no store for such an address, or cannot open it.
     """
     from mlflow import MlflowClient
@@ -41,6 +42,10 @@ def prepare_store(tracking_uri: str) -> None:
         MlflowClient(tracking_uri, tracking_uri)
         return
 
+    file = Path(tracking_uri.removeprefix(_SQLITE))
+    # Asked first, because MLflow would try again for minutes.
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise OSError(f"'{file}' cannot be written")
     name = hashlib.sha256(tracking_uri.encode()).hexdigest()[:16]
     with FileLock(Path(tempfile.gettempdir()) / f"transfer-pipeline-{name}.lock"):
         MlflowClient(tracking_uri, tracking_uri).search_experiments(max_results=1)
