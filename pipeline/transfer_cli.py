@@ -274,8 +274,8 @@ class TransferCLI(LightningCLI):
             f"network    {hparams['backbone']}, {sum(p.numel() for p in task.network.parameters()) / 1e6:.1f} million "
             f"parameters, input {size}x{size}",
             f"weights    {weights}",
-            f"training   {trainer.max_epochs} epochs at most, batch size {data.batch_size} x {trainer.world_size}, AdamW "
-            f"at {hparams['learning_rate']:g} (backbone) and {hparams['head_learning_rate']:g} (head), "
+            f"training   {trainer.max_epochs} epochs at most, batch size {data.batch_size} x {trainer.world_size}, "
+            f"AdamW at {hparams['learning_rate']:g} (backbone) and {hparams['head_learning_rate']:g} (head), "
             f"precision {precision}",
             f"monitor    {self.monitor[0]} ({self.monitor[1]})",
             "",
