@@ -1,6 +1,13 @@
 """What every test can rely on."""
 
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import pytest
+from huggingface_hub import constants
+
+from tests.images import save
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -9,3 +16,34 @@ def _no_tracking_server_of_the_person() -> None:
     patch = pytest.MonkeyPatch()
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         patch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder of class folders: ``image_folder({"cat": 5, "train/dog": 3})``; every picture is another."""
+
+    def make(counts: dict[str, int], name: str = "images") -> Path:
+        for number, (folder, count) in enumerate(counts.items()):
+            (tmp_path / name / folder).mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                save(tmp_path / name / folder / f"{i:03d}.png", phase=number + 0.1 * i)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """An empty cache, a hub that is asked, and a socket that leads nowhere and remembers who tried."""
+    attempts: list[object] = []
+
+    def refuse(*args: object, **_: object) -> None:
+        attempts.append(args)
+        raise OSError("this test must not use the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty_cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield
+    assert not attempts, f"something left the machine: {attempts}"
