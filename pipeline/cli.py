@@ -100,5 +100,7 @@ def _hush() -> None:
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     # A run that goes on in a folder of its own starts its best checkpoint anew.
     warnings.filterwarnings("ignore", message="The dirpath has changed from")
+    # Saving transforms that were given in YAML writes their tuples as lists, which albumentations takes as well.
+    warnings.filterwarnings("ignore", message=r"\s*Dump of a value that does not round-trip")
     # Our metrics are kept by epoch; small data sets have fewer steps in one than the logging interval.
     warnings.filterwarnings("ignore", message="The number of training batches")

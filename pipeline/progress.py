@@ -100,7 +100,9 @@ class EpochLines(Callback):
     def _is_best(self, metrics: dict[str, float]) -> bool:
         # The checkpoint is written after this line, and knows the best score before.
         assert self.best.monitor is not None
-        value, so_far = metrics[self.best.monitor], self.best.best_model_score
+        value, so_far = metrics.get(self.best.monitor), self.best.best_model_score
+        if value is None:
+            return False  # this epoch was not validated
         if so_far is None:
             return True
         return value < float(so_far) if self.best.mode == "min" else value > float(so_far)

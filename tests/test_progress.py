@@ -44,3 +44,12 @@ def test_the_lower_loss_is_the_better_one(arguments: list[str], capsys: pytest.C
     losses = [float(line.split("val/loss ")[1].split()[0]) for line in lines]
     assert lines[0].endswith("best val/loss")
     assert lines[1].endswith("best val/loss") is (losses[1] < losses[0])
+
+
+def test_epochs_without_a_validation_have_their_line_too(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--trainer.check_val_every_n_epoch=2"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert "val/accuracy" not in lines[0]
+    assert "val/accuracy" in lines[1]
