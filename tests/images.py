@@ -6,10 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
 from datamodules import ImageFolderDataModule
+from datamodules.dataset import ImageDataset
 from datamodules.preprocessing import Preprocessing
 from datamodules.table import ImageTable
 
@@ -58,3 +60,15 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 def preprocessing(**changes: Any) -> Preprocessing:
     return Preprocessing.from_dict({**RECORD, **changes})
+
+
+def epoch_of(module: ImageFolderDataModule, epoch: int) -> list[dict[str, torch.Tensor]]:
+    loader = module.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def numbered(length: int) -> ImageDataset:
+    """A dataset of which only the length is asked."""
+    paths = [str(i) for i in range(length)]
+    return ImageDataset(Path(), paths, [0] * length, preprocessing(), None, seed=0)
