@@ -6,7 +6,8 @@ import torch
 import torchvision
 from torch import nn
 
-from pipeline.models.resnet import RESNETS, BasicBlock, Bottleneck, ResNet
+from pipeline.models.family import FAMILY as RESNETS
+from pipeline.models.resnet import BasicBlock, Bottleneck, ResNet
 
 PARAMETERS = {
     "resnet18": 11_689_512,

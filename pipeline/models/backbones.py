@@ -1,14 +1,16 @@
-"""From an architecture's name to a classifier, and to the preprocessing its weights expect.
+"""From an architecture's name to a classifier, to the preprocessing it expects, and to its parts.
 
-Two kinds of name: one of our own networks (``resnet18``), or any timm classifier (``timm/convnext_tiny``).
+Two kinds of name: a network of our own ``family`` (``resnet18``), or any timm classifier (``timm/convnext_tiny``). What
+comes out answers to the same functions here, whichever it is: :func:`head_name`, :func:`features`,
+:func:`spatial_map` and :func:`depth_groups`. Strategies, caches, saliency and export rely on these alone.
 """
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.errors import UserError, near_matches
-from pipeline.models.resnet import RESNETS
+from pipeline.models.family import CIFAR_FAMILY, FAMILY
 
 TIMM = "timm/"
 
@@ -24,17 +26,22 @@ IMAGENET_PREPROCESSING: dict[str, Any] = {
     "std": [0.229, 0.224, 0.225],
     "channels": 3,
 }
+#: The same for the networks of 32 pixels: whole images, as the paper tests on CIFAR; statistics as above, with which the
+#: published weights (akamaster/pytorch_resnet_cifar10) were trained.
+CIFAR_PREPROCESSING: dict[str, Any] = {**IMAGENET_PREPROCESSING, "size": 32, "crop": 1.0}
 
 
-def create_backbone(name: str, num_classes: int) -> nn.Module:
+def create_backbone(name: str, num_classes: int, in_channels: int = 3, dropout: float = 0.0) -> nn.Module:
     """A freshly initialised network ending in a classifier with ``num_classes`` outputs.
 
     Args:
         name: an own architecture or ``timm/<model>``.
         num_classes: outputs of the head.
+        in_channels: channels of the images.
+        dropout: share of the features zeroed before the head while training, in [0, 1).
 
     Returns:
-        A module that maps float images ``(N, C, H, W)`` to logits ``(N, num_classes)``.
+        A module that maps float images ``(N, in_channels, H, W)`` to logits ``(N, num_classes)``.
 
     Raises:
         UserError: the name is unknown; near matches are named.
@@ -42,24 +49,26 @@ def create_backbone(name: str, num_classes: int) -> nn.Module:
     if name.startswith(TIMM):
         import timm
 
-        backbone = timm.create_model(_known_timm_model(name), pretrained=False, num_classes=num_classes)
+        network = timm.create_model(
+            known_timm_model(name), pretrained=False, num_classes=num_classes, in_chans=in_channels, drop_rate=dropout
+        )
     else:
-        backbone = RESNETS[_known_own(name)](num_classes=num_classes)
+        network = FAMILY[_known_own(name)](num_classes=num_classes, in_channels=in_channels, dropout=dropout)
     # Some of timm's heads start with a scale that is meant for 1,000 classes; with two, the first logits would be in
     # the tens, and pretrained features would be torn up before the head has learned anything.
-    head = backbone.get_submodule(head_name(backbone))
+    head = network.get_submodule(head_name(network))
     if isinstance(head, nn.Linear):
         nn.init.normal_(head.weight, std=_HEAD_STD)
         nn.init.zeros_(head.bias)
-    return backbone
+    return network
 
 
-def head_name(backbone: nn.Module) -> str:
+def head_name(network: nn.Module) -> str:
     """The name of the classifier inside the network, such as ``fc``: its parameters start with it and a dot."""
-    own = getattr(backbone, "head_name", None)
+    own = getattr(network, "head_name", None)
     if isinstance(own, str):
         return own
-    classifier = backbone.pretrained_cfg.get("classifier")  # type: ignore[union-attr,operator]
+    classifier = network.pretrained_cfg.get("classifier")  # type: ignore[union-attr,operator]
     if not isinstance(classifier, str):
         found = "none" if classifier is None else f"{len(classifier)} ({', '.join(classifier)})"
         raise UserError(
@@ -69,46 +78,117 @@ def head_name(backbone: nn.Module) -> str:
     return classifier
 
 
-def default_preprocessing(name: str, tag: str | None = None) -> dict[str, Any]:
-    """How images must be prepared for a backbone, from the records that come with the packages (no network).
+def first_convolution(network: nn.Module) -> str | None:
+    """The name of the layer that takes the image, such as ``conv1``; None where timm does not know one."""
+    own = getattr(network, "first_convolution", None)
+    name = own if isinstance(own, str) else network.pretrained_cfg.get("first_conv")  # type: ignore[union-attr,operator]
+    return name if isinstance(name, str) else None
+
+
+def features(network: nn.Module, images: Tensor) -> Tensor:
+    """What the head classifies.
+
+    Args:
+        network: from :func:`create_backbone`.
+        images: normalised, float ``(N, C, H, W)``.
+
+    Returns:
+        Float ``(N, F)``. In evaluation the head, where it is linear, makes the logits of it.
+    """
+    return network.forward_head(network.forward_features(images), pre_logits=True)  # type: ignore[operator]
+
+
+def spatial_map(network: nn.Module, maps: Tensor) -> Tensor:
+    """What ``network.forward_features`` gives for square images, or a gradient of its shape, with positions as in the image.
+
+    Args:
+        network: from :func:`create_backbone`.
+        maps: ``(N, C, h, w)`` of a convolutional network, ``(N, h, w, C)`` where the network says so, or the tokens
+            ``(N, prefix + h * w, C)`` of a transformer.
+
+    Returns:
+        A view ``(N, C, h, w)``.
+    """
+    if maps.ndim == 3:
+        patches = maps[:, getattr(network, "num_prefix_tokens", 0) :]
+        side = round(patches.shape[1] ** 0.5)
+        return patches.transpose(1, 2).unflatten(2, (side, side))
+    return maps.permute(0, 3, 1, 2) if getattr(network, "output_fmt", "NCHW") == "NHWC" else maps
+
+
+def depth_groups(network: nn.Module, coarse: bool = False) -> list[list[str]]:
+    """Names of all parameters, grouped by depth: the stem first, the head last.
+
+    Args:
+        network: from :func:`create_backbone`.
+        coarse: groups of stages instead of blocks.
+
+    Example:
+        >>> groups = depth_groups(create_backbone("resnet18", 10), coarse=True)
+        >>> [len(names) for names in groups]  # stem, four stages, head
+        [3, 12, 15, 15, 15, 2]
+        >>> groups[-1]
+        ['fc.weight', 'fc.bias']
+    """
+    from timm.models import group_parameters
+
+    names = [name for name, _ in network.named_parameters()]
+    # A few of timm's networks do not tell what lies how deep: all but their head is one group.
+    tells = hasattr(network, "group_matcher")
+    by_depth = group_parameters(network, network.group_matcher(coarse=coarse)) if tells else {0: names}  # type: ignore[operator]
+    head = f"{head_name(network)}."
+    groups = [[name for name in by_depth[depth] if not name.startswith(head)] for depth in sorted(by_depth)]
+    return [*filter(None, groups), [name for name in names if name.startswith(head)]]
+
+
+def default_preprocessing(name: str) -> dict[str, Any]:
+    """How images must be prepared for a backbone whose weights say nothing else (no network is needed).
 
     Args:
         name: an own architecture or ``timm/<model>``.
-        tag: a timm model with tag (``resnet18.a1_in1k``) whose own record is wanted.
 
     Returns:
         Plain types: ``size`` (pixels, square), ``crop`` (share of the resized short side that is kept),
         ``interpolation``, ``mean`` and ``std`` (of pixels in [0, 1], per channel), ``channels``.
     """
-    model = _known_timm_model(name) if name.startswith(TIMM) else _known_own(name)
-    if tag is None and not name.startswith(TIMM):
-        return dict(IMAGENET_PREPROCESSING)
+    if not name.startswith(TIMM):
+        return dict(CIFAR_PREPROCESSING if _known_own(name) in CIFAR_FAMILY else IMAGENET_PREPROCESSING)
     import timm
 
-    record = timm.get_pretrained_cfg(tag if tag is not None else model)
-    if record is None:
-        return dict(IMAGENET_PREPROCESSING)
+    record = timm.get_pretrained_cfg(known_timm_model(name))
+    return dict(IMAGENET_PREPROCESSING) if record is None else timm_preprocessing(record.to_dict())
+
+
+def timm_preprocessing(record: dict[str, Any]) -> dict[str, Any]:
+    """The preprocessing in a ``pretrained_cfg`` of timm, as :func:`default_preprocessing` returns it."""
+    default = IMAGENET_PREPROCESSING
+    channels, size, _ = record.get("input_size") or (3, default["size"], default["size"])
     return {
-        "size": record.input_size[-1],
-        "crop": min(1.0, record.crop_pct),  # a few records ask for a border around the picture; we have none
-        "interpolation": record.interpolation,
-        "mean": list(record.mean),
-        "std": list(record.std),
-        "channels": record.input_size[0],
+        "size": size,
+        "crop": min(1.0, record.get("crop_pct") or default["crop"]),  # a few ask for a border; we have none
+        "interpolation": record.get("interpolation") or default["interpolation"],
+        "mean": list(record.get("mean") or default["mean"]),
+        "std": list(record.get("std") or default["std"]),
+        "channels": channels,
     }
 
 
 def _known_own(name: str) -> str:
-    if name not in RESNETS:
-        hint = near_matches(name, [*RESNETS, *(TIMM + own for own in RESNETS)])
+    if name not in FAMILY:
+        hint = near_matches(name, [*FAMILY, *(TIMM + own for own in FAMILY)])
         raise UserError(
-            f"model.backbone: expected one of {', '.join(RESNETS)} or timm/<model>, found '{name}'; "
-            f"{hint}set model.backbone to a known name."
+            f"model.backbone: expected one of the names that `python -m pipeline backbones` lists or timm/<model>, "
+            f"found '{name}'; {hint}set model.backbone to a known name."
         )
     return name
 
 
-def _known_timm_model(name: str) -> str:
+def known_timm_model(name: str) -> str:
+    """The model's name without its prefix.
+
+    Raises:
+        UserError: timm has no such model; near matches are named.
+    """
     import timm
 
     model = name.removeprefix(TIMM)

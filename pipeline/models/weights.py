@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError, near_matches
-from pipeline.models.backbones import TIMM, default_preprocessing, head_name
+from pipeline.models.backbones import TIMM, default_preprocessing, head_name, timm_preprocessing
 from pipeline.models.renaming import rename_foreign_keys
 
 PACKAGE = "package:"
@@ -52,7 +52,9 @@ class LoadReport:
 def preprocessing_record(backbone: str, weights: str | None) -> dict[str, Any]:
     """The preprocessing that belongs to a backbone and its weights; needs no network (see ``backbones``)."""
     if weights is not None and weights.startswith(TIMM):
-        return default_preprocessing(backbone, tag=_known_timm_tag(weights))
+        import timm
+
+        return timm_preprocessing(timm.get_pretrained_cfg(_known_timm_tag(weights)).to_dict())
     return default_preprocessing(backbone)
 
 
