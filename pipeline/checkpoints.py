@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import UserError, near_matches
+from pipeline.models.files import is_own_checkpoint
 from pipeline.runs import BEST, newest_checkpoint
 
 
@@ -44,9 +45,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if {"classes", "preprocessing", "backbone"} <= set(content["hyper_parameters"]):
+        if is_own_checkpoint(content):
             return content
-        found = "other hyperparameters"
+        found = "one of another origin"
     except Exception as error:  # torch raises many types for damaged and unsafe files
         found = f"one that cannot be read as such ({type(error).__name__})"
     raise UserError(

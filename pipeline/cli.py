@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 
 from pipeline.errors import UserError, near_matches
-from pipeline.settings import SUBCOMMANDS
+from pipeline.settings import LISTINGS, SUBCOMMANDS
 
 SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -25,6 +25,8 @@ Fine-tune a pretrained ResNet on your own labelled images.
   validate   metrics of a checkpoint on the validation images
   test       metrics of a checkpoint on the test images
   predict    a CSV of predictions for a folder of images
+  backbones  the residual networks: layers, parameters, multiply-adds
+  weights    published weights of a backbone: licence, input size, parameters, whether they are here
 
   --config FILE     settings in YAML; see configs/
   --quiet           plain lines instead of a progress bar
@@ -70,10 +72,16 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str], started: float) -> int:
+    if arguments[0] in LISTINGS:
+        from pipeline.listings import run_listing
+
+        run_listing(arguments)
+        return SUCCESS
     if arguments[0] not in SUBCOMMANDS:
+        known = (*SUBCOMMANDS, *LISTINGS)
         raise UserError(
-            f"expected a subcommand ({', '.join(SUBCOMMANDS)}) first, found '{arguments[0]}'; "
-            f"{near_matches(arguments[0], SUBCOMMANDS)}see python -m pipeline --help."
+            f"expected a subcommand ({', '.join(known)}) first, found '{arguments[0]}'; "
+            f"{near_matches(arguments[0], known)}see python -m pipeline --help."
         )
     from pipeline.transfer_cli import TransferCLI
 

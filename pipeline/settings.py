@@ -9,8 +9,10 @@ from typing import Any
 
 from pipeline.errors import UserError
 
-#: What the command line can do.
+#: What the command line can do with data and a model.
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
+#: What it can tell without either.
+LISTINGS = ("backbones", "weights")
 
 #: Settings that follow from others, with the reason; set by hand they would be ignored.
 FOLLOWING = {

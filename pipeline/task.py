@@ -1,6 +1,7 @@
 """What is learned: image classification with a network, its loss, its metrics and its optimizer."""
 
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
 
@@ -15,7 +16,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from pipeline.errors import UserError
 from pipeline.finetuning.optimization import cosine_with_warmup, parameter_groups
 from pipeline.models.backbones import create_backbone, head_name
-from pipeline.models.weights import HubUnreachableError, LoadReport, load_pretrained
+from pipeline.models.files import LINEAGE
+from pipeline.models.hub import HubUnreachableError
+from pipeline.models.weights import Lineage, LoadReport, load_pretrained
 
 Batch = dict[str, Tensor]
 
@@ -35,9 +38,9 @@ class ClassificationTask(LightningModule):
     Args:
         classes: the label space in order; output ``i`` scores ``classes[i]``.
         preprocessing: the record that belongs to the weights (``mean`` and ``std`` are used here).
-        backbone: an architecture: ``resnet18`` to ``resnet152``, or ``timm/<model>``.
-        weights: where training starts: ``timm/<tag>``, a ``.safetensors`` or ``.pth`` file,
-            ``package:<module>/<file>``, or nothing.
+        backbone: an architecture: one that ``python -m pipeline backbones`` lists, or ``timm/<model>``.
+        weights: where training starts: ``timm/<tag>``, ``hf-hub:<owner>/<repository>``, ``torchvision/<name>``, a
+            file, ``package:<module>/<file>``, or nothing; on the command line ``models:/<name>@<alias>``, too.
         weights_fallback: what to do when the model hub cannot be reached: ``error``, or ``scratch`` to train
             without pretrained weights.
         learning_rate: of the backbone; ``auto``: 2e-4 with pretrained weights, 1e-3 without.
@@ -45,6 +48,7 @@ class ClassificationTask(LightningModule):
         weight_decay: of all parameters but norms and biases.
         warmup_fraction: share of the optimizer steps in which the rates rise from zero, in [0, 1).
         label_smoothing: share of the target spread over all classes, in [0, 1).
+        dropout: share of the features zeroed before the classifier while training, in [0, 1).
 
     Raises:
         UserError: a value is out of range, or backbone or weights are unknown or do not fit.
@@ -71,19 +75,24 @@ class ClassificationTask(LightningModule):
         weight_decay: float = 0.05,
         warmup_fraction: float = 0.1,
         label_smoothing: float = 0.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        network = create_backbone(backbone, num_classes=len(classes))
+        shares = {"warmup_fraction": warmup_fraction, "label_smoothing": label_smoothing, "dropout": dropout}
+        for name, share in shares.items():
+            if not 0 <= share < 1:
+                raise UserError(f"model.{name}: expected a share in [0, 1), found {share}.")
+        network = create_backbone(backbone, len(classes), in_channels=len(preprocessing["mean"]), dropout=dropout)
         #: What was loaded; None where training starts from scratch.
         self.load_report: LoadReport | None = None
-        #: Where the weights came from before any training of ours: an address, or ``scratch``. Kept in checkpoints.
-        self.weights_source = "scratch"
+        #: Where the weights come from; kept in checkpoints.
+        self.lineage = Lineage()
         #: Why weights that were asked for are not there; None otherwise.
         self.fallback_reason: str | None = None
         if weights is not None:
             try:
                 self.load_report = load_pretrained(network, weights)
-                self.weights_source = weights
+                self.lineage = self.load_report.lineage
             except HubUnreachableError as error:
                 if weights_fallback == "error":
                     raise
@@ -96,9 +105,6 @@ class ClassificationTask(LightningModule):
                 raise UserError(f"model.{name}: expected a rate above 0, found {rate}.")
         if not weight_decay >= 0:
             raise UserError(f"model.weight_decay: expected 0 or more, found {weight_decay}.")
-        for name, share in (("warmup_fraction", warmup_fraction), ("label_smoothing", label_smoothing)):
-            if not 0 <= share < 1:
-                raise UserError(f"model.{name}: expected a share in [0, 1), found {share}.")
         # The weights' address starts a run and is no property of the trained model: a checkpoint must load where
         # that address cannot be reached. Rates are kept as resolved. The command line logs its whole configuration.
         self.save_hyperparameters(ignore=["weights", "weights_fallback"], logger=False)
@@ -120,10 +126,10 @@ class ClassificationTask(LightningModule):
         self.val_loss = MeanMetric()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["weights_source"] = self.weights_source
+        checkpoint[LINEAGE] = asdict(self.lineage)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.weights_source = checkpoint["weights_source"]
+        self.lineage = Lineage(**checkpoint[LINEAGE])
 
     def forward(self, images: Tensor) -> Tensor:
         """Images, uint8 ``(N, C, H, W)``, to logits, float ``(N, number of classes)``."""

@@ -1,5 +1,6 @@
 """The Lightning command line of this project: its arguments, its links, and the trainer it makes."""
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,20 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from datamodules import ImageDataModule
 from datamodules.preprocessing import Preprocessing
 from datamodules.splits import SPLITS
+from pipeline.briefing import brief
 from pipeline.checkpoints import existing_checkpoint, is_trained_to_the_end, read_checkpoint
 from pipeline.errors import UserError
 from pipeline.evaluation.predictions import PredictionCollector, write_csv
+from pipeline.finetuning import Strategy
 from pipeline.fitting import Fitting, evaluate, interruptible
-from pipeline.models.weights import preprocessing_record
+from pipeline.models.files import LINEAGE, read_facts
+from pipeline.models.sources import REGISTRY
+from pipeline.models.weights import Lineage, preprocessing_record
 from pipeline.monitor import choose_monitor
 from pipeline.precision import pick_precision
 from pipeline.progress import ProgressBar, say, warn_scratch
 from pipeline.provenance import code_revision
+from pipeline.registry.weights import registered_weights
 from pipeline.runs import LAST, PREDICTIONS, RUNS, RunFolder, find_resumable, new_run_name, require_folder
 from pipeline.settings import SUBCOMMANDS, check_settings, refuse_following
 from pipeline.task import ClassificationTask
@@ -45,7 +51,8 @@ class TransferCLI(LightningCLI):
         self.args = list(args)
         self.checkpoint: Path | None = None
         self.resumed: dict[str, Any] | None = None
-        self.started_from: str | None = None
+        self.lineage: Lineage | None = None
+        self._scratch = tempfile.TemporaryDirectory(prefix="transfer-pipeline-")
         strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             ClassificationTask,
@@ -87,18 +94,15 @@ class TransferCLI(LightningCLI):
         )
         parser.add_argument("--quiet", action="store_true", help="plain lines instead of a progress bar")
         parser.add_class_arguments(MLflowLogger, "logger", skip={"run_name", "run_id"}, instantiate=False)
+        parser.add_lightning_class_args(Strategy, "finetuning", subclass_mode=True)
         parser.set_defaults(
             {
                 "data": {"class_path": "datamodules.ImageFolderDataModule"},
+                "finetuning": {"class_path": "pipeline.finetuning.FullFineTuning"},
                 "trainer.max_epochs": 10,
                 "trainer.log_every_n_steps": 10,
                 "trainer.num_sanity_val_steps": 0,  # the data is checked before, and the first epoch is soon over
             }
-        )
-        parser.link_arguments(
-            ("model.backbone", "model.weights"),
-            "data.init_args.preprocessing",
-            compute_fn=preprocessing_record,
         )
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
@@ -134,7 +138,15 @@ class TransferCLI(LightningCLI):
 
     def _prepare_fit(self) -> None:
         require_folder(RUNS)
+        data, model = self.settings.data.init_args, self.settings.model
         if self.ckpt_path is None:
+            if model.weights is not None and model.weights.startswith(REGISTRY):
+                uri = self.settings.logger.tracking_uri
+                address, path = registered_weights(model.weights, uri, Path(self._scratch.name))
+                facts = read_facts(path)
+                self.lineage = Lineage(address, facts.source or address, facts.licence)
+                model.weights = str(path)
+            data.preprocessing = preprocessing_record(model.backbone, model.weights)
             return
         if self.ckpt_path == "last":
             folder, self.resumed = find_resumable(self.config_text)
@@ -142,7 +154,7 @@ class TransferCLI(LightningCLI):
         else:
             self.checkpoint = existing_checkpoint(self.ckpt_path, in_folder=LAST)
         content, settings = read_checkpoint(self.checkpoint), self.settings
-        hparams, model = content["hyper_parameters"], settings.model
+        hparams = content["hyper_parameters"]
         if model.backbone != hparams["backbone"]:
             raise UserError(
                 f"--ckpt_path: expected a checkpoint of model.backbone '{model.backbone}', found one of "
@@ -154,8 +166,10 @@ class TransferCLI(LightningCLI):
                 f"--ckpt_path: expected a checkpoint with less than trainer.max_epochs={settings.trainer.max_epochs} "
                 f"epochs behind it, found '{self.checkpoint}' done with them; raise trainer.max_epochs, or use `test`."
             )
-        model.weights = None  # weights start a run; this one goes on from a checkpoint
-        self.started_from = content["weights_source"]
+        # Weights start a run; this one goes on from a checkpoint, which also says how its images were prepared.
+        model.weights = None
+        data.preprocessing = hparams["preprocessing"]
+        self.lineage = Lineage(**content[LINEAGE])
         for name in ("learning_rate", "head_learning_rate"):
             if model[name] == "auto":
                 model[name] = hparams[name]
@@ -223,9 +237,14 @@ class TransferCLI(LightningCLI):
                 f"registered_model_name: expected tracking for '{settings.registered_model_name}' to be registered in, "
                 "found trainer.logger set; leave trainer.logger out."
             )
+        if self.lineage is not None:
+            task.lineage = self.lineage
         tags = {
             "backbone": task.hparams["backbone"],
-            "weights": self.started_from or task.weights_source,
+            "weights": task.lineage.address,
+            "weights_origin": task.lineage.origin,
+            "weights_licence": task.lineage.licence_in_words,
+            "finetuning": type(self.strategy).__name__,
             "monitor": self.monitor[0],
             "data_digest": table.digest,
             "code_revision": code_revision(),
@@ -244,6 +263,11 @@ class TransferCLI(LightningCLI):
             started=self.started,
         )
 
+    @property
+    def strategy(self) -> Strategy:
+        """What is trained, and what is frozen."""
+        return self.config_init[self.subcommand].finetuning
+
     # What the subcommands do: LightningCLI calls a method of the subcommand's name where there is one.
 
     def fit(self, model: ClassificationTask, datamodule: ImageDataModule, **_: Any) -> None:
@@ -251,35 +275,10 @@ class TransferCLI(LightningCLI):
         _require_fitting_input(model, datamodule.preprocessing)
         if model.fallback_reason is not None:
             warn_scratch(model.fallback_reason)
-        for line in self._plan(model, datamodule):
+        reason = None if self.settings.trainer.precision else self.precision[1]
+        for line in brief(self.trainer, model, datamodule, self.strategy, self.monitor, reason, self.checkpoint):
             say(line)
         self.fitting.run(self.trainer, model, datamodule, self.checkpoint)
-
-    def _plan(self, task: ClassificationTask, data: ImageDataModule) -> list[str]:
-        trainer, table, hparams = self.trainer, data.table, task.hparams
-        counts = [table.counts(split) for split in SPLITS]
-        parts = ", ".join(f"{split} {sum(count.values()):,}" for split, count in zip(SPLITS, counts, strict=True))
-        classes = "; ".join(f"{name} {sum(count[name] for count in counts):,}" for name in task.classes[:12])
-        classes += "; ..." if len(task.classes) > 12 else ""
-        how = f"drawn here, split_seed {data.split_seed}" if table.split_is_ours else "as given"
-        weights = (
-            f"going on from {self.checkpoint}" if self.checkpoint else task.load_report or "none: training from scratch"
-        )
-        size = data.preprocessing.size
-        precision = f"{trainer.precision}" + ("" if self.settings.trainer.precision else f" ({self.precision[1]})")
-        return [
-            f"data       {len(table.paths):,} images in {table.root}",
-            f"classes    {len(task.classes)}: {classes}",
-            f"split      {parts} ({how}; data digest {table.digest[:12]})",
-            f"network    {hparams['backbone']}, {sum(p.numel() for p in task.network.parameters()) / 1e6:.1f} million "
-            f"parameters, input {size}x{size}",
-            f"weights    {weights}",
-            f"training   {trainer.max_epochs} epochs at most, batch size {data.batch_size} x {trainer.world_size}, "
-            f"AdamW at {hparams['learning_rate']:g} (backbone) and {hparams['head_learning_rate']:g} (head), "
-            f"precision {precision}",
-            f"monitor    {self.monitor[0]} ({self.monitor[1]})",
-            "",
-        ]
 
     def validate(self, model: ClassificationTask, datamodule: ImageDataModule, **_: Any) -> None:
         """Print the metrics of a checkpoint on the validation images."""

@@ -1,1 +1,5 @@
-"""How a network is trained: parameter groups and schedules."""
+"""How a network is trained: strategies, parameter groups and schedules."""
+
+from pipeline.finetuning.strategies import FullFineTuning, LinearProbe, Strategy
+
+__all__ = ["FullFineTuning", "LinearProbe", "Strategy"]

@@ -26,8 +26,8 @@ IMAGENET_PREPROCESSING: dict[str, Any] = {
     "std": [0.229, 0.224, 0.225],
     "channels": 3,
 }
-#: The same for the networks of 32 pixels: whole images, as the paper tests on CIFAR; statistics as above, with which the
-#: published weights (akamaster/pytorch_resnet_cifar10) were trained.
+#: The same for the networks of 32 pixels: whole images, as the paper tests on CIFAR; statistics as above, with which
+#: the published weights (akamaster/pytorch_resnet_cifar10) were trained.
 CIFAR_PREPROCESSING: dict[str, Any] = {**IMAGENET_PREPROCESSING, "size": 32, "crop": 1.0}
 
 
@@ -99,7 +99,7 @@ def features(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def spatial_map(network: nn.Module, maps: Tensor) -> Tensor:
-    """What ``network.forward_features`` gives for square images, or a gradient of its shape, with positions as in the image.
+    """Positions as in the image: what ``forward_features`` made of square images, or a gradient of that shape.
 
     Args:
         network: from :func:`create_backbone`.

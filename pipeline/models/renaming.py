@@ -1,6 +1,8 @@
-"""State dicts written under another project's names, translated by explicit tables.
+"""State dicts written under other names, translated by explicit rules.
 
-One scheme so far: the EfficientNets of lukemelas/EfficientNet-PyTorch and its descendants, to timm's names.
+* Prefixes of modules that wrapped the network while it was trained.
+* The projections of kuangliu/pytorch-cifar and akamaster/pytorch_resnet_cifar10, ``shortcut``, here ``downsample``.
+* The EfficientNets of lukemelas/EfficientNet-PyTorch and its descendants, to timm's names.
 """
 
 import re
@@ -35,8 +37,29 @@ _DEPTHWISE_SEPARABLE = {
     "_project_conv": "conv_pw",
     "_bn2": "bn2",
 }
+# torch's data parallelism and compiler, and the usual names of a network inside a training module.
+_WRAPPERS = ("module.", "_orig_mod.", "network.", "model.", "backbone.")
+_SHORTCUT_KEY = re.compile(r"(layer\d+\.\d+)\.shortcut\.(.+)")
 _BLOCK_KEY = re.compile(r"_blocks\.(\d+)\.(_\w+)\.(.+)")
 _OTHER_KEY = re.compile(r"(_\w+)\.(.+)")
+
+
+def unwrap(state: Mapping[str, Tensor], network: nn.Module) -> tuple[dict[str, Tensor], str]:
+    """The same tensors without the prefixes of wrapping modules.
+
+    A prefix goes only where every name of the file begins with it and the network's own do not.
+
+    Returns:
+        The tensors, and the prefix that was removed, such as ``module.``; empty where there was none.
+    """
+    names = list(network.state_dict())
+    removed = ""
+    while prefix := next((p for p in _WRAPPERS if state and all(name.startswith(p) for name in state)), None):
+        if all(name.startswith(prefix) for name in names):
+            break
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+        removed += prefix
+    return dict(state), removed
 
 
 def rename_foreign_keys(state: Mapping[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
@@ -47,11 +70,12 @@ def rename_foreign_keys(state: Mapping[str, Tensor], backbone: nn.Module) -> dic
         backbone: the network they are meant for; timm's EfficientNets group blocks in stages, and the sizes of
             these stages translate the file's running block number.
     """
+    state = {_SHORTCUT_KEY.sub(r"\1.downsample.\2", key): value for key, value in state.items()}
     if "_conv_stem.weight" not in state:
-        return dict(state)
+        return state
     stages = getattr(backbone, "blocks", None)
     if not isinstance(stages, nn.Sequential):
-        return dict(state)  # another architecture: the comparison of keys will say so
+        return state  # another architecture: the comparison of keys will say so
     places = [f"{s}.{b}" for s, stage in enumerate(stages) for b in range(len(stage))]  # type: ignore[arg-type]
     return {_timm_name(key, state, places): value for key, value in state.items()}
 

@@ -16,7 +16,11 @@ from torch import Tensor, nn
 import datamodules.decode
 import datamodules.preprocessing
 import pipeline.registry.inference
+from pipeline.models.files import Facts, save_weights
 from pipeline.task import ClassificationTask
+
+#: The file that fine-tuning starts from.
+WEIGHTS = "model.safetensors"
 
 
 class _Probabilities(nn.Module):
@@ -33,7 +37,8 @@ class _Probabilities(nn.Module):
 def write_bundle(folder: Path, task: ClassificationTask, description: dict[str, Any]) -> None:
     """Fill an empty folder with ``model.onnx`` (any batch size), ``bundle.json`` and the code that feeds it.
 
-    Scaling and normalising are inside the graph, so that whoever feeds it cannot get them wrong.
+    Scaling and normalising are inside the graph, so that whoever feeds it cannot get them wrong. ``model.safetensors``
+    holds the same weights, to be trained further.
 
     Args:
         folder: exists and is empty.
@@ -56,6 +61,9 @@ def write_bundle(folder: Path, task: ClassificationTask, description: dict[str, 
         )
     content = {"classes": task.classes, "preprocessing": record, **description}
     (folder / "bundle.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    lineage = task.lineage
+    facts = Facts(task.hparams["backbone"], record, lineage.licence, lineage.origin)
+    save_weights(folder / WEIGHTS, task.network.state_dict(), facts)
     for module in (pipeline.registry.inference, datamodules.decode, datamodules.preprocessing):
         shutil.copy(str(module.__file__), folder)
 

@@ -1,10 +1,7 @@
 """From a trained model to a version in the MLflow model registry."""
 
-import contextlib
-import io
-import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from pipeline.registry.bundle import write_bundle
 from pipeline.registry.inference import Bundle
 from pipeline.task import ClassificationTask
 from pipeline.tracking.logger import MLflowLogger
+from pipeline.tracking.store import pointing_mlflow_at
 
 CHALLENGER = "challenger"
 #: How far a probability of the registered model may be from the tested one's.
@@ -65,7 +63,7 @@ def register(
         folder.mkdir()
         write_bundle(folder, task, description)
         _require_agreement(Bundle(folder).predict(encoded), tested.probabilities[chosen])
-        with _pointing_mlflow_at(logger.tracking_uri), mlflow.start_run(run_id=logger.run_id):
+        with pointing_mlflow_at(logger.tracking_uri), mlflow.start_run(run_id=logger.run_id):
             logged = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(Path(__file__).with_name("served.py")),
@@ -88,28 +86,6 @@ def register(
     number = str(logged.registered_model_version)
     client.set_registered_model_alias(name, CHALLENGER, number)
     return number
-
-
-@contextlib.contextmanager
-def _pointing_mlflow_at(uri: str) -> Iterator[None]:
-    """Let MLflow's functions without a client, which logging a model needs, talk to a store.
-
-    MLflow keeps the address in the environment, too, where it would lead later runs of the process astray. While the
-    block runs, its progress reports are held back; what goes wrong it raises.
-    """
-    import mlflow
-
-    tracking, registry = os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("MLFLOW_REGISTRY_URI")
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        mlflow.set_tracking_uri(tracking)  # None is its way to unset it
-        mlflow.set_registry_uri(registry)
-        if registry is None:
-            os.environ.pop("MLFLOW_REGISTRY_URI", None)
 
 
 def _require_agreement(served: np.ndarray, tested: np.ndarray) -> None:

@@ -1,8 +1,11 @@
 """Where runs are tracked, and making sure that a local store is there."""
 
+import contextlib
 import hashlib
+import io
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock
@@ -49,3 +52,25 @@ def prepare_store(tracking_uri: str) -> None:
     name = hashlib.sha256(tracking_uri.encode()).hexdigest()[:16]
     with FileLock(Path(tempfile.gettempdir()) / f"transfer-pipeline-{name}.lock"):
         MlflowClient(tracking_uri, tracking_uri).search_experiments(max_results=1)
+
+
+@contextlib.contextmanager
+def pointing_mlflow_at(uri: str) -> Iterator[None]:
+    """Let MLflow's functions without a client, which logging and fetching a model need, talk to a store.
+
+    MLflow keeps the address in the environment, too, where it would lead later runs of the process astray. While the
+    block runs, its progress reports are held back; what goes wrong it raises.
+    """
+    import mlflow
+
+    tracking, registry = os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("MLFLOW_REGISTRY_URI")
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        mlflow.set_tracking_uri(tracking)  # None is its way to unset it
+        mlflow.set_registry_uri(registry)
+        if registry is None:
+            os.environ.pop("MLFLOW_REGISTRY_URI", None)

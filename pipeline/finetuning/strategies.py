@@ -1,0 +1,53 @@
+"""What of a pretrained network is trained: strategies, chosen by the ``finetuning`` setting."""
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from pipeline.finetuning.freezing import freeze, frozen_digest, frozen_tensors, hold_still
+from pipeline.models.backbones import depth_groups
+
+
+class Strategy(Callback):
+    """Freezes a part of the network for the whole of the training, and checks that it did not move.
+
+    A subclass names the part in :meth:`frozen`. The task's network is ``pl_module.network``.
+    """
+
+    def frozen(self, network: nn.Module) -> list[str]:
+        """Names of the parameters that keep their values."""
+        raise NotImplementedError
+
+    def describe(self, network: nn.Module) -> str:
+        """In words, for people: what is trained."""
+        frozen, total = len(self.frozen(network)), len(list(network.parameters()))
+        return f"{type(self).__name__}: {total - frozen} of {total} parameter tensors are trained"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Before the optimizer is made, which takes only what is trained.
+        if stage == "fit":
+            freeze(pl_module.network, self.frozen(pl_module.network))  # type: ignore[arg-type]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._before = frozen_digest(pl_module.network)  # type: ignore[arg-type]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        hold_still(pl_module.network)  # type: ignore[arg-type]
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if frozen_digest(pl_module.network) != self._before:  # type: ignore[arg-type]
+            count = len(frozen_tensors(pl_module.network))  # type: ignore[arg-type]
+            raise RuntimeError(f"{type(self).__name__} froze {count} tensors, and training has changed some of them.")
+
+
+class FullFineTuning(Strategy):
+    """All parameters are trained."""
+
+    def frozen(self, network: nn.Module) -> list[str]:
+        return []
+
+
+class LinearProbe(Strategy):
+    """Only the head is trained, on the features of a frozen backbone: the baseline that fine-tuning has to beat."""
+
+    def frozen(self, network: nn.Module) -> list[str]:
+        return [name for group in depth_groups(network)[:-1] for name in group]
