@@ -40,10 +40,10 @@ def fetch_from_hub(repository: str, names: tuple[str, ...], revision: str | None
     cached = cached_in_hub(repository, names, revision)
     if cached is not None:
         return cached
-    from huggingface_hub import hf_hub_download, hf_hub_url
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    require_host(hf_hub_url(repository, names[0]), address)
+    require_host(f"{constants.ENDPOINT}/{repository}", address)
     for name in names:
         try:
             return Path(hf_hub_download(repository, name, revision=revision))
@@ -96,8 +96,7 @@ def require_host(url: str, address: str) -> None:
     def ask() -> None:
         try:
             status = get_session().head(url, timeout=HUB_PATIENCE_SECONDS).status_code
-            # A file that is not there is told by who looks for it; here it is a sign of life.
-            outcome.append("" if status < 400 or status == 404 else f"it answered with HTTP status {status}")
+            outcome.append(f"it answered with HTTP status {status}" if status >= 400 else "")
         except Exception as error:  # whatever it is, it means: no sign of life
             outcome.append(first_line(error))
 
