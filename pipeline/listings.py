@@ -1,14 +1,13 @@
 """Subcommands that tell what there is, without data and without training."""
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import NoReturn
 
 from pipeline.errors import UserError
-from pipeline.models.backbones import TIMM, create_backbone, default_preprocessing
-from pipeline.models.sources import TORCHVISION, find_source, torchvision_weights
+from pipeline.models.backbones import create_backbone, default_preprocessing, head_name
+from pipeline.models.sources import find_source, published_addresses
 from pipeline.models.summary import count_parameters, family_table, on_meta
 from pipeline.models.weights import Lineage
 
@@ -42,59 +41,26 @@ def _weights(arguments: Sequence[str]) -> None:
     parser.add_argument("--backbone", required=True, help="as in model.backbone: resnet50, timm/convnext_tiny, ...")
     backbone = parser.parse_args(arguments).backbone
     default_preprocessing(backbone)  # refuses an unknown name
-    rows = list(published_weights(backbone))
-    if not rows:
+    addresses = published_addresses(backbone)
+    if not addresses:
         print(f"No published weights are known for {backbone}; a file works: model.weights: path/to/file.safetensors")
         return
-    width = max(len(row.address) for row in rows)
+    width = max(map(len, addresses))
     print(f"{'model.weights':<{width}}  {'input':>6}  {'parameters':>11}  {'here':<4}  licence")
-    for row in rows:
-        here = "yes" if row.cached else "no"
-        licence = Lineage(licence=row.licence).licence_in_words
-        print(f"{row.address:<{width}}  {row.size:>3} px  {row.parameters / 1e6:>9.1f} M  {here:<4}  {licence}")
+    for address in addresses:
+        source = find_source(address)
+        facts = source.facts()
+        assert facts.preprocessing is not None
+        size, millions = facts.preprocessing["size"], _parameters(backbone, facts.outputs) / 1e6
+        here = "yes" if source.cached() else "no"
+        licence = Lineage(licence=facts.licence).licence_in_words
+        print(f"{address:<{width}}  {size:>3} px  {millions:>9.1f} M  {here:<4}  {licence}")
 
 
-@dataclass(frozen=True)
-class Published:
-    """Weights that someone has published.
-
-    Attributes:
-        address: for ``model.weights``.
-        size: height and width of the images, in pixels.
-        parameters: of the whole network, with the head it was trained with.
-        cached: whether they are on this machine.
-        licence: None where none is stated.
-    """
-
-    address: str
-    size: int
-    parameters: int
-    cached: bool
-    licence: str | None
-
-
-def published_weights(backbone: str) -> Iterator[Published]:
-    """Weights under timm's tags and torchvision's names for an architecture, from the packages; needs no network."""
-    import timm
-
-    model = backbone.removeprefix(TIMM)
-
-    @cache
-    def parameters(num_classes: int) -> int:
-        return count_parameters(on_meta(lambda: create_backbone(TIMM + model, num_classes)))
-
-    if timm.is_model(model):
-        for tag in timm.list_models(f"{model}.*", pretrained=True):
-            record = timm.get_pretrained_cfg(tag)
-            yield _published(TIMM + tag, parameters(record.num_classes))
-    if not backbone.startswith(TIMM):
-        for name, (architecture, weights) in torchvision_weights().items():
-            if architecture == backbone:
-                yield _published(TORCHVISION + name, weights.meta["num_params"])
-
-
-def _published(address: str, parameters: int) -> Published:
-    source = find_source(address)
-    facts = source.facts()
-    assert facts.preprocessing is not None
-    return Published(address, facts.preprocessing["size"], parameters, source.cached(), facts.licence)
+@cache
+def _parameters(backbone: str, outputs: int | None) -> int:
+    network = on_meta(partial(create_backbone, backbone, num_classes=1))
+    head = network.get_submodule(head_name(network))
+    body = count_parameters(network) - count_parameters(head)
+    # Weights may have been published without a head; else it has a weight for each feature, and a bias, per output.
+    return body + (outputs or 0) * count_parameters(head)

@@ -49,7 +49,7 @@ def test_models_are_torch_alone_and_timm_has_two_doors() -> None:
             known = top in sys.stdlib_module_names or any(name == a or name.startswith(f"{a}.") for a in allowed)
             assert known, f"{path.name} imports {name}"
     doors = {path.name for path in modules("pipeline") if reaches(path, "timm")}
-    assert doors == {"backbones.py", "sources.py", "listings.py"}
+    assert doors == {"backbones.py", "sources.py"}
 
 
 def test_mlflow_is_spoken_to_in_tracking_and_registry_alone() -> None:

@@ -37,7 +37,7 @@ def summary() -> dict:
 
 def test_quickstart(cells: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("pipeline.models.weights._cached_file", lambda record: None)
+    monkeypatch.setattr("pipeline.models.sources.cached_in_hub", lambda *_: None)
     assert main(["fit", f"--config={CONFIGS / 'quickstart.yaml'}", *fast(cells), "--trainer.max_epochs=1"]) == 0
     assert "TRAINING FROM SCRATCH" in capsys.readouterr().err
     assert summary()["tags"]["weights"] == "scratch"

@@ -94,7 +94,7 @@ def test_rates_under_auto_depend_on_where_training_starts() -> None:
 
 def test_a_hub_out_of_reach_is_an_error_or_a_start_from_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("pipeline.models.weights._cached_file", lambda record: None)
+    monkeypatch.setattr("pipeline.models.sources.cached_in_hub", lambda *_: None)
     with pytest.raises(UserError, match="Three ways on"):
         make(weights="timm/resnet18.a1_in1k")
     task = make(weights="timm/resnet18.a1_in1k", weights_fallback="scratch")

@@ -35,12 +35,14 @@ class Facts:
         preprocessing: the record that belongs to the weights.
         licence: of the weights.
         source: where they came from before any training of ours; None: they are the origin themselves.
+        outputs: of the head they were published with; 0: it was left out.
     """
 
     backbone: str | None = None
     preprocessing: dict[str, Any] | None = None
     licence: str | None = None
     source: str | None = None
+    outputs: int | None = None
 
 
 def is_own_checkpoint(content: Any) -> bool:

@@ -75,6 +75,17 @@ def find_source(address: str) -> Source:
     return FileWeights(address)
 
 
+def published_addresses(backbone: str) -> list[str]:
+    """Addresses of weights for an architecture, from timm's and torchvision's own lists; needs no network."""
+    import timm
+
+    model = backbone.removeprefix(TIMM)
+    tags = timm.list_models(f"{model}.*", pretrained=True) if timm.is_model(model) else []
+    # Torchvision's names of architectures are those of our own family, where it has them.
+    names = [name for name, (architecture, _) in torchvision_weights().items() if architecture == backbone]
+    return [*(TIMM + tag for tag in tags), *(TORCHVISION + name for name in names)]
+
+
 def is_non_commercial(licence: str | None) -> bool:
     """Whether a licence is known to exclude commercial use; False where it is not known.
 
@@ -108,7 +119,8 @@ class TimmWeights:
 
     def facts(self) -> Facts:
         record = self.record
-        return Facts(record.architecture, timm_preprocessing(record.to_dict()), record.license)
+        preprocessing = timm_preprocessing(record.to_dict())
+        return Facts(record.architecture, preprocessing, record.license, outputs=record.num_classes)
 
     def _file(self) -> Path | None:
         record = self.record
@@ -205,7 +217,7 @@ class TorchvisionWeights:
         }
         # Only weights from SWAG come with a licence; the licence of torchvision's code is no statement on the others.
         licence = "cc-by-nc-4.0" if "SWAG" in self.weights.meta.get("license", "") else None
-        return Facts(self.architecture, record, licence)
+        return Facts(self.architecture, record, licence, outputs=len(self.weights.meta["categories"]))
 
     def cached(self) -> bool:
         return cached_download(self.weights.url).is_file()
