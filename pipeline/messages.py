@@ -12,6 +12,7 @@ _UNKNOWN_KEY = re.compile(
     r"does not accept option '([^']+)'|unrecognized arguments: --([\w.]+)|Option '([^']+)' is not accepted"
 )
 _LINKED_KEY = re.compile(r'Linked "([^"]+)" must be given via')
+_UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 # How the parser reports that a class did not accept its arguments.
 _REFUSED_BY_A_CLASS = "Does not validate against any of the Union subtypes"
 _KIND = "Expected a "
@@ -57,6 +58,12 @@ def _explain_parser(text: str) -> str:
     if match := _LINKED_KEY.search(text):
         return f"{match[1]}: expected no value, found one; remove it: it follows from other settings."
     keys = ".".join(_PARSER_KEY.findall(text))
+    if (match := _UNKNOWN_CLASS.search(text)) and keys in _classes():
+        known = _classes()[keys]
+        return (
+            f"{keys}: expected {', '.join(known)} or the import path of such a class, found '{match[1]}'; "
+            f"{near_matches(match[1], known)}set {keys} to a known name."
+        )
     lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
     leaves = list(dict.fromkeys(line for line in lines if line and not _BOILERPLATE.search(line)))
     if not leaves:
@@ -79,6 +86,17 @@ def _advice(key: str) -> str:
     return f"{near_matches(key, _settings())}see --help, or --data.help for those of the data."
 
 
+def _classes() -> dict[str, list[str]]:
+    """Names of classes that a setting takes."""
+    import datamodules
+    import pipeline.finetuning
+
+    return {
+        "data": [name for name in datamodules.__all__ if name.endswith("DataModule") and name != "ImageDataModule"],
+        "finetuning": [name for name in pipeline.finetuning.__all__ if name != "Strategy"],
+    }
+
+
 def _settings() -> list[str]:
     from lightning.pytorch import Trainer
 
@@ -95,6 +113,7 @@ def _settings() -> list[str]:
     inside = [f"data.init_args.{name.removeprefix('data.')}" for name in names if name.startswith("data.")]
     own = [
         "seed_everything",
+        "finetuning",
         "monitor",
         "patience",
         "registered_model_name",

@@ -275,6 +275,11 @@ class TransferCLI(LightningCLI):
         _require_fitting_input(model, datamodule.preprocessing)
         if model.fallback_reason is not None:
             warn_scratch(model.fallback_reason)
+        if self.strategy.frozen(model.network) and self.checkpoint is None and model.load_report is None:
+            raise UserError(
+                f"finetuning: expected pretrained weights for {type(self.strategy).__name__} to freeze, found a network "
+                "with random ones; set model.weights, or finetuning to FullFineTuning."
+            )
         reason = None if self.settings.trainer.precision else self.precision[1]
         for line in brief(self.trainer, model, datamodule, self.strategy, self.monitor, reason, self.checkpoint):
             say(line)

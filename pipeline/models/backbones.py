@@ -5,6 +5,7 @@ comes out answers to the same functions here, whichever it is: :func:`head_name`
 :func:`spatial_map` and :func:`depth_groups`. Strategies, caches, saliency and export rely on these alone.
 """
 
+from copy import deepcopy
 from typing import Any
 
 from torch import Tensor, nn
@@ -152,11 +153,11 @@ def default_preprocessing(name: str) -> dict[str, Any]:
         ``interpolation``, ``mean`` and ``std`` (of pixels in [0, 1], per channel), ``channels``.
     """
     if not name.startswith(TIMM):
-        return dict(CIFAR_PREPROCESSING if _known_own(name) in CIFAR_FAMILY else IMAGENET_PREPROCESSING)
+        return deepcopy(CIFAR_PREPROCESSING if _known_own(name) in CIFAR_FAMILY else IMAGENET_PREPROCESSING)
     import timm
 
     record = timm.get_pretrained_cfg(known_timm_model(name))
-    return dict(IMAGENET_PREPROCESSING) if record is None else timm_preprocessing(record.to_dict())
+    return deepcopy(IMAGENET_PREPROCESSING) if record is None else timm_preprocessing(record.to_dict())
 
 
 def timm_preprocessing(record: dict[str, Any]) -> dict[str, Any]:
