@@ -277,8 +277,8 @@ class TransferCLI(LightningCLI):
             warn_scratch(model.fallback_reason)
         if self.strategy.frozen(model.network) and self.checkpoint is None and model.load_report is None:
             raise UserError(
-                f"finetuning: expected pretrained weights for {type(self.strategy).__name__} to freeze, found a network "
-                "with random ones; set model.weights, or finetuning to FullFineTuning."
+                f"finetuning: expected pretrained weights for {type(self.strategy).__name__} to freeze, found random "
+                "ones; set model.weights, or finetuning to FullFineTuning."
             )
         reason = None if self.settings.trainer.precision else self.precision[1]
         for line in brief(self.trainer, model, datamodule, self.strategy, self.monitor, reason, self.checkpoint):

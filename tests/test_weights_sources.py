@@ -14,10 +14,11 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.models import weights as weights_module
+from pipeline.models import hub
 from pipeline.models.backbones import create_backbone
+from pipeline.models.hub import HubUnreachableError
 from pipeline.models.renaming import rename_foreign_keys
-from pipeline.models.weights import HubUnreachableError, load_pretrained
+from pipeline.models.weights import load_pretrained
 from tests.states import CACHED_TAG, PATIENCE_BOUND, SMALL, SMALL_TAG, assert_refused, assert_same, randomised, snapshot
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -43,7 +44,7 @@ def unused_session() -> None:
 def test_cached_weights_load_without_asking_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub, "get_session", unused_session)
-    monkeypatch.setattr(weights_module, "_require_hub", lambda *_: unused_session())
+    monkeypatch.setattr(hub, "require_host", lambda *_: unused_session())
     state = randomised(create_backbone("resnet18", 1000))
     save_file(state, fill_cache(tmp_path / "hub", CACHED_TAG))
     network = create_backbone("resnet18", 3)
@@ -109,7 +110,7 @@ def test_a_hub_that_hangs_is_given_up_after_the_patience(monkeypatch):
         released.wait(60)
 
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: SimpleNamespace(head=hanging_head))
-    monkeypatch.setattr(weights_module, "HUB_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(hub, "HUB_PATIENCE_SECONDS", 0.3)
     network = create_backbone(SMALL, 3)
     started = time.perf_counter()
     try:

@@ -1,1 +1,1 @@
-"""Networks and their weights. Imports torch alone; timm only in ``backbones`` and ``sources``, torchvision in ``sources``."""
+"""Networks and their weights, in torch; timm in ``backbones`` and ``sources`` alone, torchvision in ``sources``."""
