@@ -1,0 +1,66 @@
+"""Whatever the backbone, what is registered computes what was trained."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from datamodules.decode import decode
+from pipeline.models.backbones import create_backbone
+from pipeline.models.files import read_facts
+from pipeline.models.weights import Lineage, load_pretrained
+from pipeline.registry.bundle import WEIGHTS, write_bundle
+from pipeline.registry.inference import Bundle
+from pipeline.task import ClassificationTask
+from tests.images import RECORD, encoded, preprocessing, smooth
+from tests.states import randomised
+
+BACKBONES = {
+    "resnet18d": 64,
+    "seresnet18": 64,
+    "resnet20": 32,
+    "plain20": 32,
+    "timm/test_convnext": 64,
+    "timm/test_efficientnet": 64,
+    "timm/test_vit": 160,
+}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_bundle_computes_what_the_task_does(tmp_path, backbone):
+    record = {**RECORD, "size": BACKBONES[backbone]}
+    torch.manual_seed(0)
+    task = ClassificationTask(["a", "b", "c"], record, backbone)
+    task.lineage = Lineage("models:/cells/3", "timm/origin", "mit")
+    head = task.network.get_submodule(task.head)
+    torch.nn.init.normal_(head.weight, std=0.2)  # a fresh head gives nearly the same probabilities to everything
+    write_bundle(tmp_path, task, {"note": "kept"})
+    bundle = Bundle(tmp_path)
+    side = record["size"]
+    # Files of the network's own size would hide a wrong geometry.
+    pictures = [smooth(side + 20, side + 31, phase) for phase in (0.0, 1.5, 3.0)]
+    files = [encoded(Image.fromarray(picture), "PNG") for picture in pictures]
+    fitted = np.stack([preprocessing(size=side).fit_to_size(decode(file)).transpose(2, 0, 1) for file in files])
+    with torch.no_grad():
+        expected = torch.softmax(task.eval()(torch.from_numpy(fitted)), dim=1).numpy()
+    assert np.ptp(expected, axis=0).max() > 1e-3
+    np.testing.assert_allclose(bundle.predict(files), expected, atol=1e-4)
+    np.testing.assert_allclose(bundle.predict(files[:1]), expected[:1], atol=1e-4)
+
+
+def test_the_weights_in_the_bundle_can_be_trained_further(tmp_path):
+    task = ClassificationTask(["a", "b", "c"], RECORD, "resnet20")
+    task.network.load_state_dict(randomised(task.network))
+    task.lineage = Lineage("models:/cells/3", "timm/origin", "cc-by-nc-4.0")
+    write_bundle(tmp_path, task, {})
+    saved = load_file(tmp_path / WEIGHTS)
+    state = task.network.state_dict()
+    assert saved.keys() == state.keys()
+    assert all(torch.equal(saved[name], state[name]) for name in state)
+    facts = read_facts(tmp_path / WEIGHTS)
+    assert (facts.backbone, facts.preprocessing) == ("resnet20", RECORD)
+    assert (facts.licence, facts.source) == ("cc-by-nc-4.0", "timm/origin")
+    report = load_pretrained(create_backbone("resnet20", 7), str(tmp_path / WEIGHTS))
+    assert report.loaded == len(state) - 2
+    assert report.lineage.origin == "timm/origin"
