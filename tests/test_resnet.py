@@ -247,6 +247,15 @@ def test_fresh_convolutions_are_drawn_by_fan_out_and_their_biases_are_zero():
         assert not convolution.bias.any(), key
 
 
+def test_a_used_network_can_be_made_fresh():
+    used, fresh = lively("resnet18"), FAMILY["resnet18"](num_classes=7)
+    for network in (used, fresh):
+        torch.manual_seed(0)
+        network.reset_parameters()
+    for key, value in used.state_dict().items():
+        assert torch.equal(value, fresh.state_dict()[key]), key
+
+
 def test_squeeze_excitation_has_the_widths_of_timm():
     for channels in (8, 24, 64, 136, 200, 256, 328, 2048):
         theirs = timm.layers.SEModule(channels, rd_ratio=1 / 16, rd_divisor=8)
@@ -335,3 +344,8 @@ def test_without_dropout_training_is_not_random():
     network = lively("resnet18").train()
     images = some_images(32, count=4)
     assert torch.equal(network(images), network(images))
+
+
+def test_option_a_cannot_drop_channels():
+    with pytest.raises(ValueError, match="at least the 8 channels"):
+        ZeroPadding(8, 4, 1)

@@ -5,6 +5,7 @@ comes out answers to the same functions here, whichever it is: :func:`head_name`
 :func:`spatial_map` and :func:`depth_groups`. Strategies, caches, saliency and export rely on these alone.
 """
 
+import math
 from copy import deepcopy
 from typing import Any
 
@@ -109,11 +110,21 @@ def spatial_map(network: nn.Module, maps: Tensor) -> Tensor:
 
     Returns:
         A view ``(N, C, h, w)``.
+
+    Raises:
+        UserError: the network gives no map: several of them, or a summary alone.
     """
-    if maps.ndim == 3:
+    if isinstance(maps, Tensor) and maps.ndim == 3:
         patches = maps[:, getattr(network, "num_prefix_tokens", 0) :]
-        side = round(patches.shape[1] ** 0.5)
-        return patches.transpose(1, 2).unflatten(2, (side, side))
+        side = math.isqrt(patches.shape[1])
+        if side > 1 and side**2 == patches.shape[1]:
+            return patches.transpose(1, 2).unflatten(2, (side, side))
+    if not isinstance(maps, Tensor) or maps.ndim != 4:
+        found = type(maps).__name__ if not isinstance(maps, Tensor) else f"shape {tuple(maps.shape)}"
+        raise UserError(
+            f"model.backbone: expected a network whose last features have a place in the image, found {found} from "
+            f"{type(network).__name__}; choose another backbone."
+        )
     return maps.permute(0, 3, 1, 2) if getattr(network, "output_fmt", "NCHW") == "NHWC" else maps
 
 
@@ -164,12 +175,13 @@ def timm_preprocessing(record: dict[str, Any]) -> dict[str, Any]:
     """The preprocessing in a ``pretrained_cfg`` of timm, as :func:`default_preprocessing` returns it."""
     default = IMAGENET_PREPROCESSING
     channels, size, _ = record.get("input_size") or (3, default["size"], default["size"])
+    mean, std = (default["mean"], default["std"]) if channels == 3 else ([0.5] * channels, [0.5] * channels)
     return {
         "size": size,
         "crop": min(1.0, record.get("crop_pct") or default["crop"]),  # a few ask for a border; we have none
         "interpolation": record.get("interpolation") or default["interpolation"],
-        "mean": list(record.get("mean") or default["mean"]),
-        "std": list(record.get("std") or default["std"]),
+        "mean": list(record.get("mean") or mean),
+        "std": list(record.get("std") or std),
         "channels": channels,
     }
 

@@ -51,6 +51,8 @@ class ZeroPadding(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
+        if out_channels < in_channels:
+            raise ValueError(f"expected at least the {in_channels} channels of the input, found {out_channels}")
         before = (out_channels - in_channels) // 2
         self.padding = (0, 0, 0, 0, before, out_channels - in_channels - before)
         self.stride = stride
