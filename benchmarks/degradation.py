@@ -141,6 +141,7 @@ def figure(record: dict[str, Any]) -> Figure:
             axes.plot(epochs, curves.T, color=color, linewidth=0.7, alpha=0.4)
             axes.plot(epochs, curves.mean(axis=0), color=color, linewidth=width, label=f"{arm[-2:]} layers")
         axes.set(title=title, xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25)
         axes.legend(title=f"mean of {len(curves)}, light: each seed" if len(curves) > 1 else None)
     left.set_ylabel("training loss (cross-entropy)")
