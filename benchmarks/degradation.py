@@ -1,6 +1,6 @@
 """The degradation experiment: how well 20 and 56 layers fit the training images, without and with shortcuts.
 
-    python benchmarks/degradation.py             # four arms, three seeds each
+    python benchmarks/degradation.py             # four arms, three seeds each: an hour on two busy cores
     python benchmarks/degradation.py --seeds 1   # one seed
     python benchmarks/degradation.py --draw      # the table and the figure again, from what was stored
 
@@ -143,7 +143,7 @@ def figure(record: dict[str, Any]) -> Figure:
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25)
-        axes.legend(title=f"mean of {len(curves)}, light: each seed" if len(curves) > 1 else None)
+        axes.legend(loc="lower left", title=f"mean of {len(curves)}, light: each seed" if len(curves) > 1 else None)
     left.set_ylabel("training loss (cross-entropy)")
     left.set_ylim(bottom=0)
     return drawn
