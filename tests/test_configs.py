@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.degradation import curve
 from pipeline.cli import main
 from tests.support import fast, write_images
 
@@ -60,6 +61,17 @@ def test_finetune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["fit", f"--config={CONFIGS / 'finetune.yaml'}", *arguments]) == 0
     assert summary()["tags"]["backbone"] == "resnet50"
     assert summary()["registered"] is None
+
+
+def test_degradation(cells: Path) -> None:
+    arguments = [*fast(cells), "--model.backbone=resnet20", "--trainer.max_epochs=2"]
+    assert main(["fit", f"--config={CONFIGS / 'degradation.yaml'}", *arguments]) == 0
+    assert summary()["tags"]["backbone"] == "resnet20"
+    assert summary()["tags"]["weights"] == "scratch"
+    assert summary()["registered"] is None
+    losses = curve(summary(), "train/loss_epoch")  # what the benchmark compares
+    assert len(losses) == 2
+    assert all(0 < loss < 5 for loss in losses)
 
 
 def test_every_configuration_is_tested_here() -> None:
