@@ -34,21 +34,21 @@ def write_coloured(folder: Path, colour: tuple[int, int, int], count: int) -> No
         Image.fromarray(pixels).save(folder / f"{number}.png")
 
 
-@pytest.mark.slow
 def test_a_validation_split_without_a_class_keeps_the_indices_to_the_end(tmp_path, monkeypatch):
     colours = {"a": (220, 40, 40), "b": (40, 220, 40), "c": (40, 40, 220)}
     for split, names in (("train", "abc"), ("val", "ac"), ("test", "ac")):
         for name in names:
             write_coloured(tmp_path / "images" / split / name, colours[name], 16 if split == "train" else 6)
     monkeypatch.chdir(tmp_path)
-    arguments = ["--model.learning_rate=0.003", "--model.head_learning_rate=0.003", "--trainer.max_epochs=6"]
-    assert main(["fit", "--quiet", *fast(tmp_path / "images"), *arguments]) == 0
+    rates = ["--model.learning_rate=0.01", "--model.head_learning_rate=0.01", "--trainer.max_epochs=6"]
+    network = ["--model.backbone=resnet20", "--trainer.logger=false"]
+    assert main(["fit", "--quiet", *fast(tmp_path / "images"), *network, *rates]) == 0
     (predictions,) = tmp_path.glob("runs/*/predictions.csv")
     rows = [line.split(",") for line in predictions.read_text().splitlines()]
     column = rows[0].index("label")
     found = {(Path(row[0]).parent.name, row[column]) for row in rows[1:]}
     assert found == {("a", "a"), ("c", "c")}, "the classes shift where b is missing"
-    assert rows[0][-3:] == ["p_a", "p_b", "p_c"] or [name[-1] for name in rows[0][-3:]] == ["a", "b", "c"]
+    assert rows[0][-3:] == ["p_a", "p_b", "p_c"]
 
 
 # Preprocessing
@@ -208,7 +208,7 @@ class Careless(LinearProbe):
 
 def test_a_strategy_that_lets_frozen_statistics_move_is_caught_at_the_end(three_classes):
     task = ClassificationTask(["a", "b", "c"], RECORD, "resnet20")
-    with pytest.raises(RuntimeError, match="Careless froze .* changed some"):
+    with pytest.raises(RuntimeError, match=r"Careless froze \d+ tensors, and training has changed some"):
         fifty_steps(task, Careless(), three_classes)
 
 
@@ -225,4 +225,4 @@ def test_frozen_parts_normalise_by_stored_statistics_while_training(three_classe
     fifty_steps(task, LowerHalf(), three_classes)
     frozen = {name.rpartition(".")[0] for name in LowerHalf().frozen(task.network)}
     assert {name for name, seen in modes.items() if True not in seen} == frozen & set(modes)
-    assert {True} < {True, *(mode for name, seen in modes.items() if name not in frozen for mode in seen)}
+    assert len(modes) > len(frozen & set(modes)) > 0
