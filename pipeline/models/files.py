@@ -60,7 +60,8 @@ def read_facts(path: Path) -> Facts:
         UserError: the file is unsafe or damaged.
     """
     if path.suffix != SAFETENSORS:
-        content = _torch_load(path) if path.suffix == ".ckpt" else {}
+        # Whatever its suffix, one of ours is a zip archive; then the tensors stay on disk.
+        content = _torch_load(path) if zipfile.is_zipfile(path) else {}
         if not is_own_checkpoint(content):
             return Facts()
         hparams = content["hyper_parameters"]

@@ -41,15 +41,16 @@ def fetch_from_hub(repository: str, names: tuple[str, ...], revision: str | None
     if cached is not None:
         return cached
     from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     require_host(f"{constants.ENDPOINT}/{repository}", address)
     for name in names:
         try:
             return Path(hf_hub_download(repository, name, revision=revision))
-        except EntryNotFoundError:
-            continue
         except Exception as error:  # its client has many types for broken downloads
+            # One of them passes for a file that is not there: the connection broke before the hub could say.
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                continue
             raise unreachable(address, f"the download failed: {first_line(error)}") from error
     raise UserError(
         f"model.weights: expected {' or '.join(names)} in '{address}', found neither; choose another repository."

@@ -24,7 +24,6 @@ from pipeline.models.backbones import TIMM, timm_preprocessing
 from pipeline.models.files import SUFFIXES, Facts, first_line, read_facts, read_tensors
 from pipeline.models.hub import (
     HUB_WEIGHTS,
-    HubUnreachableError,
     cached_download,
     cached_in_hub,
     fetch_download,
@@ -167,8 +166,8 @@ class HubWeights:
     def facts(self) -> Facts:
         try:
             path = fetch_from_hub(self.repository, ("config.json",), self.revision, self.address)
-        except HubUnreachableError:
-            return Facts()  # reading the weights will say so
+        except UserError:
+            return Facts()  # out of reach, as reading the weights will say; or there is none, and weights need none
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
             record = config.get("pretrained_cfg", config)  # older files of timm have the record itself
@@ -234,6 +233,7 @@ def torchvision_weights() -> dict[str, tuple[str, Any]]:
         f"{type(weights).__name__}.{weights.name}": (architecture, weights)
         for architecture in models.list_models(module=models)
         for weights in models.get_model_weights(architecture)
+        if weights.meta["categories"]  # one was published without a classifier
     }
 
 

@@ -158,12 +158,26 @@ def _adapt(given: dict[str, Tensor], target: dict[str, Tensor], first: str | Non
     found, wanted = given[name].shape, target[name].shape
     if found == wanted or len(found) != 4 or (found[0], *found[2:]) != (wanted[0], *wanted[2:]):
         return ()
+    if not _same_kind(given[name], target[name]):
+        return ()
     given[name] = adapt_input_channels(given[name].float(), wanted[1])
     return (f"adapted {name} from {found[1]} to {wanted[1]} input channels",)
 
 
+def _same_kind(given: Tensor, target: Tensor) -> bool:
+    """Whether the values can be copied: dense in memory, and numbers with a fraction where these are expected."""
+    dense = given.layout == torch.strided and not given.is_meta
+    return dense and given.is_floating_point() == target.is_floating_point()
+
+
+def _kind(tensor: Tensor) -> str:
+    layout = "" if tensor.layout == torch.strided else f" {tensor.layout}"
+    return f"{tensor.dtype}{layout}{' without values' if tensor.is_meta else ''}"
+
+
 def _require_same(given: dict[str, Tensor], target: dict[str, Tensor], address: str, facts: Facts) -> None:
     common = [name for name in target if name in given]
+    strange = [name for name in common if not _same_kind(given[name], target[name])]
     problems = {
         # Files from before torch 0.4.1 do not count batches; the count only matters to a cumulative average.
         "missing": [name for name in target if name not in given and not name.endswith("num_batches_tracked")],
@@ -173,12 +187,11 @@ def _require_same(given: dict[str, Tensor], target: dict[str, Tensor], address: 
             for name in common
             if given[name].shape != target[name].shape
         ],
-        "of another kind": [
-            f"{name} {given[name].dtype} instead of {target[name].dtype}"
-            for name in common
-            if given[name].is_floating_point() != target[name].is_floating_point()
+        "of another kind": [f"{name} {_kind(given[name])} instead of {_kind(target[name])}" for name in strange],
+        # In the network's own type: a double may be too large for it.
+        "not finite": [
+            name for name in common if name not in strange and not given[name].to(target[name].dtype).isfinite().all()
         ],
-        "not finite": [name for name in common if not given[name].isfinite().all()],
     }
     found = "; ".join(
         f"{len(names)} {problem}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
