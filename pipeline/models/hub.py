@@ -78,6 +78,11 @@ def fetch_download(url: str, address: str) -> Path:
     try:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
     except Exception as error:
+        if "invalid hash value" in str(error):  # not a host out of reach: training from scratch would hide it
+            raise UserError(
+                f"model.weights: expected a file whose SHA-256 begins with {digest} for '{address}', found another "
+                f"({first_line(error)}); nothing was kept, fetch it again or report it to the publisher."
+            ) from error
         raise unreachable(address, f"the download failed: {first_line(error)}") from error
     return path
 
