@@ -58,11 +58,15 @@ def _explain_parser(text: str) -> str:
     if match := _LINKED_KEY.search(text):
         return f"{match[1]}: expected no value, found one; remove it: it follows from other settings."
     keys = ".".join(_PARSER_KEY.findall(text))
-    if (match := _UNKNOWN_CLASS.search(text)) and keys in _classes():
+    match, abstract = _UNKNOWN_CLASS.search(text), "class, but is abstract" in text
+    if (match or abstract) and keys in _classes():
         known = _classes()[keys]
+        found, hint = (
+            (f"'{match[1]}'", near_matches(match[1], known)) if match else ("a base class that they share", "")
+        )
         return (
-            f"{keys}: expected {', '.join(known)} or the import path of such a class, found '{match[1]}'; "
-            f"{near_matches(match[1], known)}set {keys} to a known name."
+            f"{keys}: expected {', '.join(known)} or the import path of such a class, found {found}; "
+            f"{hint}set {keys} to a known name."
         )
     lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
     leaves = list(dict.fromkeys(line for line in lines if line and not _BOILERPLATE.search(line)))

@@ -67,6 +67,7 @@ def running_runs() -> list[str]:
         ("--data.rot=somewhere", "did you mean data.root"),
         ("--data=ElpvDataModul", "did you mean ElpvDataModule? set data"),
         ("--finetuning=LinearProb", "expected FullFineTuning, LinearProbe or the import path"),
+        ("--finetuning=Strategy", "expected FullFineTuning, LinearProbe or the import path"),
         ("--finetuning=LinearProbe", "expected pretrained weights for LinearProbe to freeze"),
         ("--model.dropout=1", "model.dropout: expected a share in [0, 1)"),
         ("--model.weights=models:/colours@champion", "the registered models are: none"),

@@ -1,5 +1,7 @@
 """What of a pretrained network is trained: strategies, chosen by the ``finetuning`` setting."""
 
+from abc import ABC, abstractmethod
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
@@ -7,15 +9,18 @@ from pipeline.finetuning.freezing import freeze, frozen_digest, frozen_tensors, 
 from pipeline.models.backbones import depth_groups
 
 
-class Strategy(Callback):
+class Strategy(Callback, ABC):
     """Freezes a part of the network for the whole of the training, and checks that it did not move.
 
     A subclass names the part in :meth:`frozen`. The task's network is ``pl_module.network``.
+
+    Raises:
+        RuntimeError: at the end of the training, where a frozen parameter or buffer is no longer bit-identical.
     """
 
+    @abstractmethod
     def frozen(self, network: nn.Module) -> list[str]:
         """Names of the parameters that keep their values."""
-        raise NotImplementedError
 
     def describe(self, network: nn.Module) -> str:
         """In words, for people: what is trained."""

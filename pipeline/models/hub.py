@@ -67,6 +67,7 @@ def fetch_download(url: str, address: str) -> Path:
 
     Raises:
         HubUnreachableError: it is not cached and cannot be fetched.
+        UserError: what was fetched has another digest than its name says; it is not kept.
     """
     path = cached_download(url)
     if path.is_file():

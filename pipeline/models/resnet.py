@@ -16,6 +16,7 @@ published state dicts load without renaming. In shapes below, N is the batch, H 
 ``ceil(H / s)`` is what a stride s leaves of H.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -112,7 +113,7 @@ class SqueezeExcitation(nn.Module):
         return x * torch.sigmoid(self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True)))))
 
 
-class Block(nn.Module):
+class Block(nn.Module, ABC):
     """A residual building block: ``y = relu(F(x) + S(x))``, equations 1 and 2 and figure 2 of the paper.
 
     A subclass builds the branch ``F`` and runs it in :meth:`residual`; ``S`` is the shortcut, under the name that
@@ -131,13 +132,13 @@ class Block(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     @property
+    @abstractmethod
     def last_norm(self) -> nn.BatchNorm2d:
         """The normalisation that ends the branch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def residual(self, x: Tensor) -> Tensor:
         """The branch, before the sum: ``(N, in_channels, H, W)`` to the shape of the output."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.residual(x)

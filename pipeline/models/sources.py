@@ -167,7 +167,9 @@ class HubWeights:
         try:
             path = fetch_from_hub(self.repository, ("config.json",), self.revision, self.address)
         except UserError:
-            return Facts()  # out of reach, as reading the weights will say; or there is none, and weights need none
+            # Out of reach, as reading weights that are not cached will say, or there is none: weights need none, and
+            # are prepared for as the backbone's default says.
+            return Facts()
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
             record = config.get("pretrained_cfg", config)  # older files of timm have the record itself
