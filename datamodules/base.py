@@ -1,38 +1,39 @@
 """What every data source shares: splits, classes, augmentation and loaders."""
 
-import os
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import albumentations as A
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from PIL import Image, UnidentifiedImageError
-from torch.utils.data import DataLoader
+from numpy.typing import NDArray
 
-from datamodules.dataset import UNLABELLED, EpochSampler, ImageDataset, Item, ResumableDataLoader, worker_init
-from datamodules.decode import decode
+from datamodules.checking import channel_statistics, name_unreadable, unreadable_images, usable_cores
+from datamodules.dataset import UNLABELLED, ImageDataset, ImageLoader, ResumableDataLoader
+from datamodules.division import Division
 from datamodules.errors import DataError
+from datamodules.keeping import kept_images
 from datamodules.preprocessing import Preprocessing
-from datamodules.table import ImageTable, list_images
-from datamodules.transforms import build_augmentation
+from datamodules.sampling import EpochSampler, class_balance
+from datamodules.storage import FileStorage, Storage
+from datamodules.table import ImageTable, Listing, list_images
+from datamodules.transforms import Augmentation
 
-MAX_WORKERS = 8
-#: Images that are decoded before training starts, at a millisecond or so each; of more, only the heads are read.
-MOST_DECODED = 20_000
-
-Loader = TypeVar("Loader", bound=DataLoader[Item])
+Imbalance = Literal["none", "balanced_sampling", "weighted_loss", "logit_adjustment"]
+Loader = TypeVar("Loader", bound=ImageLoader)
 
 
 class ImageDataModule(LightningDataModule):
     """Labelled images for training, validation and test, and unlabelled ones for prediction.
 
     A batch is ``{"image": uint8 (N, 3, size, size), "target": int64 (N,), "index": int64 (N,)}``; ``index`` counts
-    the images of the split.
+    the images of the split. Images have other ``channels`` and ``dtype`` where the data has; where an image may have
+    several classes, ``target`` is float32 ``(N, number of classes)``; where images have weights, there is ``weight``,
+    float32 ``(N,)``, 1 on average over the training images.
 
     A subclass says where the images are, by :meth:`find_images`.
 
@@ -43,17 +44,29 @@ class ImageDataModule(LightningDataModule):
             trained with.
         crop_fraction: share of the short side that evaluation keeps, in (0, 1]; ``auto``: as the weights ask for.
             Set 1.0 where the subject fills the picture.
-        train_transforms: augmentation of training images: ``light``, ``standard``, ``strong``, or a list of
-            albumentations transforms of uint8 pixels, without normalisation.
+        train_transforms: augmentation of training images: ``light``, ``standard``, ``strong``, ``trivial_augment``, or
+            a list of albumentations transforms, without normalisation.
+        channels: of the images. Other than 3, or of another dtype than uint8, every image must have them (TIFF or NPY,
+            16-bit PNG); their mean and standard deviation are then measured on training images.
+        dtype: of the images' values: ``uint8``, ``uint16`` or ``float32``.
         val_fraction: share of the images used for validation, where the data is not divided already.
         test_fraction: share of the images kept for the final test, where the data is not divided already.
-        num_workers: processes that read images, on each device; ``auto``: one for each core, at most 8.
         split_seed: of the split, where the data is not divided already; apart from ``seed``, so that runs which
             differ in their seed are tested on the same images.
+        fold: ``i of k``: cut the images in k parts by ``split_seed`` and test on part i.
+        split_file: divide as this file says, such as ``split.csv`` of an earlier run: columns path and split.
+        imbalance: what is done for rare classes; follows ``imbalance`` on the command line. Here
+            ``balanced_sampling`` matters: every class is drawn equally often.
+        unreadable: ``error``: training does not start where an image cannot be read; all such images are named.
+            ``skip``: they are left out and counted.
+        cache: folder for decoded images, which later epochs and runs read in place of the files; none: no cache.
+        cache_gigabytes: what that folder may grow to, in 10^9 bytes; images beyond it are decoded each time.
+        num_workers: processes that read images, on each device; ``auto``: one for each core, at most 8.
         seed: of the order and the augmentation; follows ``seed_everything`` on the command line.
         preprocessing: what the network expects (see :class:`~datamodules.preprocessing.Preprocessing`); follows the
             backbone and its weights, or the checkpoint.
         classes: the label space in order; follows the training data, or the checkpoint.
+        multi_label: whether an image may have several classes; follows the data, or the checkpoint.
         predict_path: folder of unlabelled images for ``predict``; none: the test split.
 
     Raises:
@@ -67,13 +80,22 @@ class ImageDataModule(LightningDataModule):
         image_size: int | Literal["auto"] = "auto",
         crop_fraction: float | Literal["auto"] = "auto",
         train_transforms: str | list[A.BasicTransform | A.BaseCompose] = "standard",
+        channels: int = 3,
+        dtype: Literal["uint8", "uint16", "float32"] = "uint8",
         val_fraction: float = 0.15,
         test_fraction: float = 0.2,
-        num_workers: int | Literal["auto"] = "auto",
         split_seed: int = 0,
+        fold: str | None = None,
+        split_file: str | None = None,
+        imbalance: Imbalance = "none",
+        unreadable: Literal["error", "skip"] = "error",
+        cache: str | None = None,
+        cache_gigabytes: float = 20.0,
+        num_workers: int | Literal["auto"] = "auto",
         seed: int = 0,
         preprocessing: dict[str, Any] | None = None,
         classes: list[str] | None = None,
+        multi_label: bool | None = None,
         predict_path: str | None = None,
     ) -> None:
         super().__init__()
@@ -82,73 +104,143 @@ class ImageDataModule(LightningDataModule):
         for name, value in (("num_workers", num_workers), ("split_seed", split_seed), ("seed", seed)):
             if value != "auto" and value < 0:
                 raise DataError(f"data.{name}: expected 0 or more, found {value}.")
+        if channels < 1:
+            raise DataError(f"data.channels: expected at least 1, found {channels}.")
+        if not cache_gigabytes > 0:
+            raise DataError(f"data.cache_gigabytes: expected more than 0, found {cache_gigabytes}.")
         self.root = root
         self.batch_size = batch_size
-        self.fractions = {"val": val_fraction, "test": test_fraction}
+        self.division = Division(val_fraction, test_fraction, split_seed, fold, split_file)
+        self.imbalance = imbalance
+        self.unreadable = unreadable
+        self.cache = None if cache is None else Path(cache).expanduser()
+        self.cache_bytes = int(cache_gigabytes * 1e9)
         self.num_workers = num_workers
-        self.split_seed = split_seed
         self.seed = seed
         self.predict_path = predict_path
-        self.preprocessing = _resolve_preprocessing(preprocessing, image_size, crop_fraction)
-        self.augmentation = build_augmentation(train_transforms, self.preprocessing.size)
         #: The label space in order; a model's output ``i`` is the score of ``classes[i]``.
         self.classes = list(classes) if classes is not None else self._classes_of_training_data()
-        self._checked: set[str] = set()
+        self._multi_label = multi_label
+        #: Images per class in training, in the order of ``classes``; None where classes came from elsewhere.
+        self.class_counts = None if classes is not None else [self.table.counts("train")[name] for name in self.classes]
+        self.preprocessing = self._resolve_preprocessing(preprocessing, image_size, crop_fraction, channels, dtype)
+        self.augmentation = Augmentation(train_transforms, self.preprocessing)
+        #: Told what takes long: its name, how much is done, of how many.
+        self.progress: Callable[[str, int, int], None] = lambda *_: None
+        #: Images that are left out because they cannot be read, with the reason, by split and row.
+        self.skipped: dict[str, dict[int, str]] = {}
         self._training: ResumableDataLoader | None = None
         self._resume_at: dict[str, int] | None = None
+
+    @abstractmethod
+    def find_images(self) -> Listing:
+        """The images of the source. Opens none."""
 
     @property
     def dataset_name(self) -> str:
         """What the data set is called in tracking."""
-        return self.table.root.name
+        return Path(self.table.listing.storage.location).name
 
-    @abstractmethod
-    def find_images(self) -> ImageTable:
-        """The images of the source, divided into splits. Opens no image."""
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several classes, or none."""
+        return self.table.listing.separator is not None if self._multi_label is None else self._multi_label
 
     @cached_property
     def table(self) -> ImageTable:
-        """Every image of the source; its labels are all in ``classes``."""
-        table = self.find_images()
+        """Every image of the source with its split; its labels are all in ``classes``."""
+        table = self.division.divide(self.find_images())
         known = getattr(self, "classes", None)
         if known is not None:
-            for path, label in zip(table.paths, table.labels, strict=True):
-                if label not in known:
-                    raise DataError(
-                        f"{table.root / path}: expected a class of the training data ({', '.join(known)}), found "
-                        f"'{label}'; move the file to a known class or train again with this one."
-                    )
+            _require_known(table, known)
         return table
 
     def _classes_of_training_data(self) -> list[str]:
         table = self.table
         classes = sorted(table.counts("train"))
-        if len(classes) < 2:
+        fewest = 1 if table.listing.separator is not None else 2
+        if len(classes) < fewest:
             raise DataError(
-                f"data.root: expected images of at least 2 classes in {table.root}, found "
+                f"data.root: expected images of at least {fewest} classes in {table.listing.storage.location}, found "
                 f"{len(classes)} ({', '.join(classes) or 'none'}); a classifier needs something to tell apart."
             )
-        for split in ("val", "test"):
-            for row in table.rows(split):
-                if table.labels[row] not in classes:
-                    raise DataError(
-                        f"{table.root / table.paths[row]}: expected a class of the training images "
-                        f"({', '.join(classes)}), found '{table.labels[row]}' in {split}; add training images of it "
-                        "or remove it."
-                    )
+        _require_known(table, classes)
         return classes
+
+    def _resolve_preprocessing(
+        self,
+        record: dict[str, Any] | None,
+        image_size: int | Literal["auto"],
+        crop_fraction: float | Literal["auto"],
+        channels: int,
+        dtype: str,
+    ) -> Preprocessing:
+        if record is None:
+            raise DataError(
+                "data.preprocessing: expected the record that belongs to the model's weights, found none; "
+                "pass pipeline.models.weights.preprocessing_record(backbone, weights)."
+            )
+        values = dict(record)
+        if image_size != "auto":
+            values["size"] = image_size
+        if crop_fraction != "auto":
+            values["crop"] = crop_fraction
+        if values["size"] < 32:
+            raise DataError(f"data.image_size: expected at least 32 pixels, found {values['size']}.")
+        if not 0 < values["crop"] <= 1:
+            raise DataError(f"data.crop_fraction: expected a share in (0, 1], found {values['crop']}.")
+        if (channels, dtype) != (values["channels"], values.get("dtype", "uint8")):
+            # The weights say nothing of such images.
+            values |= {"channels": channels, "dtype": dtype, "mean": [0.0] * channels, "std": [1.0] * channels}
+            try:
+                mean, std = channel_statistics(
+                    self._dataset("train", Preprocessing.from_dict(values), None), self.division.seed
+                )
+            except OSError as error:
+                raise DataError(
+                    f"data.channels and data.dtype: expected images with {channels} channels of {dtype}, found none "
+                    f"among the training images ({error}); set them to what the images have."
+                ) from error
+            values |= {"mean": mean, "std": std}
+        return Preprocessing.from_dict(values)
 
     def paths(self, split: str) -> list[str]:
         """Paths of a split (``train``, ``val``, ``test`` or ``predict``), by a batch's ``index``."""
-        if split == "predict" and self.predict_path is not None:
-            return self._unlabelled
-        rows = self.table.rows("test" if split == "predict" else split)
-        return [self.table.paths[row] for row in rows]
+        rows = self._rows(split)
+        names = self._unlabelled if self._is_unlabelled(split) else self.table.paths
+        return [names[row] for row in rows]
+
+    def encoded(self, split: str, index: int) -> bytes:
+        """The bytes of one image as they are stored."""
+        source = self._storage(split).source(int(self._rows(split)[index]))
+        return source if isinstance(source, bytes) else source.read_bytes()
+
+    def groups(self, split: str) -> list[str] | None:
+        """What each image of a split belongs to (a patient, a scene); None where nothing is known of it."""
+        groups = None if self._is_unlabelled(split) else self.table.listing.groups
+        return None if groups is None else [groups[row] for row in self._rows(split)]
+
+    def _is_unlabelled(self, split: str) -> bool:
+        return split == "predict" and self.predict_path is not None
+
+    def _storage(self, split: str) -> Storage:
+        if self._is_unlabelled(split):
+            assert self.predict_path is not None
+            return FileStorage(Path(self.predict_path).expanduser().resolve(), self._unlabelled)
+        return self.table.listing.storage
+
+    def _rows(self, split: str) -> NDArray[np.int64]:
+        if self._is_unlabelled(split):
+            rows = np.arange(len(self._unlabelled))
+        else:
+            rows = self.table.rows("test" if split == "predict" else split)
+        skipped = getattr(self, "skipped", {}).get(split)
+        return rows[~np.isin(rows, list(skipped))] if skipped else rows
 
     @cached_property
     def _unlabelled(self) -> list[str]:
         assert self.predict_path is not None
-        folder = Path(self.predict_path).expanduser()
+        folder = Path(self.predict_path).expanduser().resolve()
         if not folder.is_dir():
             raise DataError(f"data.predict_path: expected a folder of images, found nothing at '{folder}'.")
         paths = list_images(folder, folder)
@@ -158,31 +250,62 @@ class ImageDataModule(LightningDataModule):
 
     def dataset(self, split: str) -> ImageDataset:
         """The images of ``train``, ``val``, ``test`` or ``predict``; only those of ``train`` are augmented."""
-        if split == "predict" and self.predict_path is not None:
-            root = Path(self.predict_path).expanduser()
-            targets = [UNLABELLED] * len(self._unlabelled)
+        return self._dataset(split, self.preprocessing, self.augmentation if split == "train" else None)
+
+    def _dataset(self, split: str, preprocessing: Preprocessing, augmentation: Augmentation | None) -> ImageDataset:
+        rows = self._rows(split)
+        weights = None
+        if self._is_unlabelled(split):
+            targets: NDArray[Any] = np.full(len(rows), UNLABELLED)
         else:
-            root = self.table.root
-            number = {label: index for index, label in enumerate(self.classes)}
-            rows = self.table.rows("test" if split == "predict" else split)
-            targets = [number[self.table.labels[row]] for row in rows]
-        augmentation = self.augmentation if split == "train" else None
-        return ImageDataset(root, self.paths(split), targets, self.preprocessing, augmentation, self.seed)
+            targets = self._targets(rows)
+            if split == "train" and self.table.listing.weights is not None:
+                given = np.array([self.table.listing.weights[row] for row in rows], np.float32)
+                weights = given / given.mean()
+        return ImageDataset(self._storage(split), rows, targets, preprocessing, augmentation, self.seed, weights)
+
+    def _targets(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        number = {name: index for index, name in enumerate(self.classes)}
+        labels = [[number[name] for name in self.table.listing.classes_of(row)] for row in rows]
+        if not self.multi_label:
+            return np.array([indices[0] for indices in labels], dtype=np.int64)
+        targets = np.zeros((len(rows), len(self.classes)), np.float32)
+        for place, indices in enumerate(labels):
+            targets[place, indices] = 1
+        return targets
+
+    @property
+    def _splits_of_stage(self) -> tuple[str, ...]:
+        assert self.trainer is not None
+        assert self.trainer.state.fn is not None
+        stage = self.trainer.state.fn.value
+        return {"fit": ("train", "val", "test"), "validate": ("val",)}.get(stage, (stage,))
 
     def prepare_data(self) -> None:
-        """Try every image that the coming stage reads, once; all unreadable ones are named together.
-
-        Up to 20,000 images are decoded; of more, only the heads are read.
+        """Try every image that the coming stage reads, once, and fill the cache, where there is one.
 
         Raises:
-            DataError: at least one file cannot be read.
+            DataError: at least one image cannot be read, and ``unreadable`` is ``error``; all of them are named.
         """
         if self.trainer is None or self.trainer.state.fn is None:
             return
-        stage = self.trainer.state.fn.value
-        splits = {"fit": ("train", "val", "test"), "validate": ("val",)}.get(stage, (stage,))
-        _require_images([self.dataset(split) for split in splits if split not in self._checked])
-        self._checked.update(splits)
+        tried, bad = 0, []
+        for split in self._splits_of_stage:
+            if split in self.skipped:
+                continue
+            dataset = self.dataset(split)
+            reasons = unreadable_images(dataset, partial(self.progress, f"trying {split}"))
+            tried += len(dataset)
+            bad += [f"{dataset.storage.describe(row)} ({why})" for row, why in reasons.items()]
+            self.skipped[split] = reasons
+        if bad and self.unreadable == "error":
+            self.skipped.clear()
+            raise DataError(name_unreadable(bad, tried))
+
+    def setup(self, stage: str) -> None:
+        # What was found by the process that looked is what all of them leave out.
+        assert self.trainer is not None
+        self.skipped = self.trainer.strategy.broadcast(self.skipped)
 
     def state_dict(self) -> dict[str, Any]:
         """Kept in every checkpoint: which images were in which split, and how far the epoch had come."""
@@ -202,9 +325,10 @@ class ImageDataModule(LightningDataModule):
         if (stage == "fit" or self.table.split_is_ours) and self.table.digest != state_dict["digest"]:
             raise DataError(
                 f"data: expected the images and the split that the checkpoint was trained with (digest "
-                f"{state_dict['digest'][:12]}), found others in {self.table.root} (digest {self.table.digest[:12]}). "
-                "With files, data.split_seed or fractions changed, images that were trained on would be tested on: "
-                "restore them, test images of their own in test/<class> folders, or start a new run."
+                f"{state_dict['digest'][:12]}), found others in {self.table.listing.storage.location} (digest "
+                f"{self.table.digest[:12]}). With files, data.split_seed or fractions changed, images that were "
+                "trained on would be tested on: restore them, test images of their own in test/<class> folders, or "
+                "start a new run."
             )
         if stage == "fit":
             # Not left to Lightning, which restores stateful loaders only if nothing has asked for the number of steps
@@ -218,14 +342,14 @@ class ImageDataModule(LightningDataModule):
             self._resume_at = None
         return self._training
 
-    def val_dataloader(self) -> DataLoader[Item]:
-        return self._loader("val", DataLoader)
+    def val_dataloader(self) -> ImageLoader:
+        return self._loader("val", ImageLoader)
 
-    def test_dataloader(self) -> DataLoader[Item]:
-        return self._loader("test", DataLoader)
+    def test_dataloader(self) -> ImageLoader:
+        return self._loader("test", ImageLoader)
 
-    def predict_dataloader(self) -> DataLoader[Item]:
-        return self._loader("predict", DataLoader)
+    def predict_dataloader(self) -> ImageLoader:
+        return self._loader("predict", ImageLoader)
 
     def _loader(self, split: str, kind: type[Loader]) -> Loader:
         dataset = self.dataset(split)
@@ -236,8 +360,17 @@ class ImageDataModule(LightningDataModule):
                 f"data: expected at least one image of {split} for each of {replicas} processes, found {len(dataset)}; "
                 "use fewer devices."
             )
-        sampler = EpochSampler(dataset, replicas, rank, training=training, seed=self.seed)
-        workers = max(1, _cores() // replicas) if self.num_workers == "auto" else self.num_workers
+        if self.cache is not None:
+            dataset.kept = kept_images(
+                dataset, self.cache, self.cache_bytes, partial(self.progress, f"decoding {split}")
+            )
+        chances = None
+        if training and self.imbalance == "balanced_sampling":
+            number = {name: index for index, name in enumerate(self.classes)}
+            labels = [tuple(number[name] for name in self.table.listing.classes_of(row)) for row in dataset.rows]
+            chances = class_balance(labels, len(self.classes))
+        sampler = EpochSampler(dataset, replicas, rank, training=training, seed=self.seed, chances=chances)
+        workers = max(1, usable_cores() // replicas) if self.num_workers == "auto" else self.num_workers
         return kind(
             dataset,
             batch_size=self.batch_size,
@@ -246,60 +379,17 @@ class ImageDataModule(LightningDataModule):
             drop_last=training and len(sampler) >= self.batch_size,
             num_workers=workers,
             persistent_workers=workers > 0 and split in ("train", "val"),
-            worker_init_fn=worker_init,
             pin_memory=torch.cuda.is_available(),
         )
 
 
-def _resolve_preprocessing(
-    record: dict[str, Any] | None, image_size: int | Literal["auto"], crop_fraction: float | Literal["auto"]
-) -> Preprocessing:
-    if record is None:
-        raise DataError(
-            "data.preprocessing: expected the record that belongs to the model's weights, found none; "
-            "pass pipeline.models.weights.preprocessing_record(backbone, weights)."
-        )
-    values = dict(record)
-    if image_size != "auto":
-        values["size"] = image_size
-    if crop_fraction != "auto":
-        values["crop"] = crop_fraction
-    if values["size"] < 32:
-        raise DataError(f"data.image_size: expected at least 32 pixels, found {values['size']}.")
-    if not 0 < values["crop"] <= 1:
-        raise DataError(f"data.crop_fraction: expected a share in (0, 1], found {values['crop']}.")
-    return Preprocessing.from_dict(values)
-
-
-def _require_images(datasets: Sequence[ImageDataset]) -> None:
-    files = [dataset.root / path for dataset in datasets for path in dataset.paths]
-    check = decode if len(files) <= MOST_DECODED else _read_head
-    with ThreadPoolExecutor(_cores()) as pool:  # Pillow decodes without holding the interpreter's lock
-        reasons = pool.map(partial(_reason_not_to_read, check), files)
-        bad = [f"{file} ({why})" for file, why in zip(files, reasons, strict=True) if why is not None]
-    if bad:
-        shown = ", ".join(bad[:10]) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
-        raise DataError(
-            f"data: expected {len(files):,} images that can be read, found {len(bad)} that cannot: {shown}; repair or "
-            "remove them."
-        )
-
-
-def _read_head(path: Path) -> None:
-    with Image.open(path):
-        pass
-
-
-def _reason_not_to_read(check: Callable[[Path], object], path: Path) -> str | None:
-    try:
-        check(path)
-    except (OSError, Image.DecompressionBombError) as error:
-        if path.is_file() and path.stat().st_size == 0:
-            return "it is empty"
-        return "it is no image" if isinstance(error, UnidentifiedImageError) else str(error)
-    return None
-
-
-def _cores() -> int:
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(MAX_WORKERS, available or 1)
+def _require_known(table: ImageTable, classes: list[str]) -> None:
+    known, listing = set(classes), table.listing
+    for row, split in enumerate(table.splits):
+        for name in listing.classes_of(row):
+            if name not in known:
+                shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
+                raise DataError(
+                    f"{listing.storage.describe(row)}: expected a class of the training images ({shown}), found "
+                    f"'{name}' in {split}; add training images of it, move the image to a known class or remove it."
+                )

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from datamodules.base import ImageDataModule
 from datamodules.errors import DataError
-from datamodules.table import ImageTable, divide
+from datamodules.storage import FileStorage, require_inside
+from datamodules.table import Listing
 
 
 class ElpvDataModule(ImageDataModule):
@@ -24,7 +25,7 @@ class ElpvDataModule(ImageDataModule):
     def dataset_name(self) -> str:
         return "elpv"
 
-    def find_images(self) -> ImageTable:
+    def find_images(self) -> Listing:
         root = Path(self.root).expanduser().resolve() if self.root is not None else _installed_data()
         listing = root / "labels.csv"
         if not listing.is_file():
@@ -38,7 +39,8 @@ class ElpvDataModule(ImageDataModule):
             paths.append(path)
             labels.append(label)
             strata.append(f"{label} {cell_type}")
-        return divide(root, paths, labels, ["train"] * len(paths), strata, self.fractions, self.split_seed)
+        require_inside(root, paths, "data.root")
+        return Listing(FileStorage(root, paths), paths, labels, [None] * len(paths), strata=strata)
 
 
 def _installed_data() -> Path:

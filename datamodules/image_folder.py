@@ -5,7 +5,8 @@ from pathlib import Path
 from datamodules.base import ImageDataModule
 from datamodules.errors import DataError
 from datamodules.splits import SPLITS
-from datamodules.table import ImageTable, divide, list_images
+from datamodules.storage import FileStorage, require_inside
+from datamodules.table import Listing, list_images
 
 # Names under which people keep their images, in any case.
 _FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -14,11 +15,11 @@ _FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": 
 class ImageFolderDataModule(ImageDataModule):
     """``root/<class>/...`` or ``root/{train,val,test}/<class>/...``, images at any depth below the class.
 
-    Undivided images are divided here, stratified by class and seeded. Of divided ones, a missing ``val`` or
+    Undivided images are divided, stratified by class and seeded. Of divided ones, a missing ``val`` or
     ``test`` is taken out of ``train`` in the same way.
     """
 
-    def find_images(self) -> ImageTable:
+    def find_images(self) -> Listing:
         if self.root is None:
             raise DataError("data.root: expected a folder of class folders, found none; give --data.root <folder>.")
         root = Path(self.root).expanduser().resolve()
@@ -27,13 +28,15 @@ class ImageFolderDataModule(ImageDataModule):
         folders = _split_folders(root)
         paths: list[str] = []
         labels: list[str] = []
-        splits: list[str] = []
+        given: list[str | None] = []
+        divided = any(folder is not None for split, folder in folders.items() if split != "train")
         for split in SPLITS:
             for label, found in _images_by_class(folders[split], root):
                 paths += found
                 labels += [label] * len(found)
-                splits += [split] * len(found)
-        return divide(root, paths, labels, splits, labels, self.fractions, self.split_seed)
+                given += [split if divided else None] * len(found)
+        require_inside(root, paths, "data.root")
+        return Listing(FileStorage(root, paths), paths, labels, given)
 
 
 def _split_folders(root: Path) -> dict[str, Path | None]:

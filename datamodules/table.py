@@ -2,7 +2,6 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +9,42 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.errors import DataError
-from datamodules.splits import SPLITS, stratified_split
+from datamodules.storage import Storage
 
 #: File name endings that are taken for images.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Images as their source lists them, not yet divided. Every list has one entry an image.
+
+    Attributes:
+        storage: where the images lie.
+        paths: what the images are called; of files, relative to the storage's root, with forward slashes.
+        labels: class of each image; where ``separator`` is set, any number of classes joined by it.
+        given: the split that each image came with, or None.
+        groups: what must not be on both sides of a split (a patient, a plant, a scene); None: every image on its own.
+        weights: of each image in the training loss; None: all alike.
+        strata: what drawn splits are balanced by; None: the labels.
+        separator: between the classes of one image; None: each has exactly one class.
+    """
+
+    storage: Storage
+    paths: list[str]
+    labels: list[str]
+    given: list[str | None]
+    groups: list[str] | None = None
+    weights: list[float] | None = None
+    strata: list[str] | None = None
+    separator: str | None = None
+
+    def classes_of(self, row: int) -> tuple[str, ...]:
+        """The classes of an image: one, or any number where there is a separator."""
+        label = self.labels[row]
+        if self.separator is None:
+            return (label,)
+        return tuple(dict.fromkeys(part for name in label.split(self.separator) if (part := name.strip())))
 
 
 @dataclass(frozen=True)
@@ -22,38 +52,61 @@ class ImageTable:
     """Images with their labels and splits.
 
     Attributes:
-        root: folder that the paths are relative to.
-        paths: of the files, with forward slashes.
-        labels: class of each image.
+        listing: the images.
         splits: ``train``, ``val`` or ``test`` for each image.
         split_is_ours: whether the splits were drawn here (False: the data came divided).
     """
 
-    root: Path
-    paths: list[str]
-    labels: list[str]
+    listing: Listing
     splits: list[str]
     split_is_ours: bool
+
+    @property
+    def paths(self) -> list[str]:
+        """What the images are called."""
+        return self.listing.paths
+
+    @property
+    def labels(self) -> list[str]:
+        """Class of each image, or its classes joined by the separator."""
+        return self.listing.labels
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Row numbers of a split, in order."""
         return np.flatnonzero(np.array(self.splits) == split)
 
     def counts(self, split: str) -> Counter[str]:
-        """Images per class in a split."""
-        return Counter(label for label, where in zip(self.labels, self.splits, strict=True) if where == split)
+        """Images per class in a split; an image of several classes counts for each."""
+        return Counter(name for row in self.rows(split) for name in self.listing.classes_of(row))
 
-    def named_rows(self) -> list[tuple[str, str, str]]:
-        """Path, label and split of every image."""
-        return list(zip(self.paths, self.labels, self.splits, strict=True))
+    def named_rows(self) -> list[dict[str, str]]:
+        """``path``, ``label``, ``split``, where there are any ``group`` and ``weight``, and ``bytes`` of every image.
+
+        This is the manifest that a run keeps; with it a later run can divide the same images in the same way.
+        """
+        listing = self.listing
+        rows = []
+        for row, (path, label, split) in enumerate(zip(self.paths, self.labels, self.splits, strict=True)):
+            named = {"path": path, "label": label, "split": split}
+            if listing.groups is not None:
+                named["group"] = listing.groups[row]
+            if listing.weights is not None:
+                named["weight"] = f"{listing.weights[row]:g}"
+            rows.append({**named, "bytes": str(listing.storage.size(row))})
+        return rows
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of every row: path, label, split and size of the file in bytes."""
-        sha = hashlib.sha256()
-        for path, label, split in self.named_rows():
-            sha.update(f"{path}\0{label}\0{split}\0{(self.root / path).stat().st_size}\n".encode())
-        return sha.hexdigest()
+        """SHA-256 of every row: path, label, split, group, weight and size in bytes."""
+        return digest_of(self.named_rows())
+
+
+def digest_of(rows: list[dict[str, str]]) -> str:
+    """SHA-256 of the rows of a manifest (see :meth:`ImageTable.named_rows`)."""
+    sha = hashlib.sha256()
+    for row in rows:
+        sha.update(("\0".join(row.values()) + "\n").encode())
+    return sha.hexdigest()
 
 
 def list_images(folder: Path, root: Path) -> list[str]:
@@ -61,51 +114,3 @@ def list_images(folder: Path, root: Path) -> list[str]:
     files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     found = (path.relative_to(root) for path in files)
     return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
-
-
-def divide(
-    root: Path,
-    paths: Sequence[str],
-    labels: Sequence[str],
-    given: Sequence[str],
-    strata: Sequence[str],
-    fractions: dict[str, float],
-    seed: int,
-) -> ImageTable:
-    """Complete the splits: those the data brings are kept, the others are taken out of the training images.
-
-    Args:
-        root: folder that the paths are relative to.
-        paths: one for each image.
-        labels: one for each image.
-        given: the split that each image came with (``train`` where there was none).
-        strata: what the drawn splits are balanced by, one for each image.
-        fractions: share of all undivided images that goes to ``val`` and ``test``, each in (0, 1).
-        seed: of the drawn splits.
-
-    Raises:
-        DataError: a class has fewer images than there are splits to put it in, or fractions leave no training set.
-    """
-    for split, fraction in fractions.items():
-        if not 0 < fraction < 1:
-            raise DataError(f"data.{split}_fraction: expected a share between 0 and 1, found {fraction}.")
-    missing = [split for split in SPLITS if split not in given]
-    train_share = 1 - sum(fractions[split] for split in missing)
-    if train_share <= 0:
-        raise DataError(
-            f"data.val_fraction and data.test_fraction: expected a sum below 1, found {1 - train_share:g}; lower one."
-        )
-    splits = list(given)
-    if missing:
-        undivided = [row for row, split in enumerate(given) if split == "train"]
-        for label, count in sorted(Counter(labels[row] for row in undivided).items()):
-            if count <= len(missing):
-                raise DataError(
-                    f"data.root: expected at least {len(missing) + 1} images of class '{label}' to divide among train, "
-                    f"{' and '.join(missing)}, found {count} in {root}; add images or remove the class."
-                )
-        shares = {"train": train_share} | {split: fractions[split] for split in missing}
-        drawn = stratified_split([strata[row] for row in undivided], shares, seed)
-        for row, split in zip(undivided, drawn, strict=True):
-            splits[row] = str(split)
-    return ImageTable(root, list(paths), list(labels), splits, split_is_ours=bool(missing))

@@ -1,37 +1,65 @@
 """Augmentation of training images: presets by name, or any list of albumentations transforms.
 
-A transform here works on decoded pixels (uint8, RGB); scaling to [0, 1], normalising and making tensors is the
-model's own work and is refused.
+A transform here works on decoded pixels; scaling to [0, 1], normalising and making tensors is the model's own work and
+is refused.
 """
 
-from collections.abc import Sequence
-from typing import TypeAlias
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import albumentations as A
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from datamodules.cropping import RandomResizedCrop
 from datamodules.errors import DataError
+from datamodules.preprocessing import Picture, Preprocessing
 
 Transform: TypeAlias = A.BasicTransform | A.BaseCompose
 
 
-def _light(size: int) -> list[Transform]:
-    return [_random_resized_crop(size, smallest=0.5), A.HorizontalFlip(p=0.5)]
+class TrivialAugment(A.ImageOnlyTransform):
+    """One operation of torchvision's TrivialAugmentWide, drawn at random, at a random strength; RGB, uint8.
+
+    Müller and Hutter 2021 (https://arxiv.org/abs/2103.10158).
+
+    Args:
+        p: probability of being applied.
+    """
+
+    def __init__(self, p: float = 1.0) -> None:
+        super().__init__(p=p)
+        from torchvision.transforms import v2
+
+        self._transform = v2.TrivialAugmentWide()
+
+    def get_params(self) -> dict[str, Any]:
+        return {"seed": self.py_random.getrandbits(32)}
+
+    def apply(self, img: NDArray[Any], seed: int = 0, **_: Any) -> NDArray[Any]:
+        # torchvision draws from torch's global generator; nobody else must notice.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            out = self._transform(torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1))))
+        return np.ascontiguousarray(out.numpy().transpose(1, 2, 0))
 
 
-def _standard(size: int) -> list[Transform]:
+def _light() -> list[Transform]:
+    return [A.HorizontalFlip(p=0.5)]
+
+
+def _standard() -> list[Transform]:
     return [
-        _random_resized_crop(size, smallest=0.25),
         A.HorizontalFlip(p=0.5),
         A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.02, 0.02), p=0.8),
     ]
 
 
-def _strong(size: int) -> list[Transform]:
+def _strong() -> list[Transform]:
     return [
-        _random_resized_crop(size, smallest=0.1),
         A.HorizontalFlip(p=0.5),
         A.Affine(rotate=(-15, 15), shear=(-10, 10), border_mode=cv2.BORDER_REFLECT_101, p=0.5),
         A.ColorJitter(brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=(-0.05, 0.05), p=0.8),
@@ -40,43 +68,97 @@ def _strong(size: int) -> list[Transform]:
     ]
 
 
-def _random_resized_crop(size: int, smallest: float) -> Transform:
-    # Averaging over areas when shrinking: plain interpolation would alias where evaluation does not.
-    return A.RandomResizedCrop(size=(size, size), scale=(smallest, 1.0), area_for_downscale="image")
+def _trivial_augment() -> list[Transform]:
+    return [A.HorizontalFlip(p=0.5), TrivialAugment()]
 
 
-#: Name to a function of the image size in pixels.
-PRESETS = {"light": _light, "standard": _standard, "strong": _strong}
+#: Name to the smallest crop's share of the area, and what follows the crop.
+PRESETS: dict[str, tuple[float, Callable[[], list[Transform]]]] = {
+    "light": (0.5, _light),
+    "standard": (0.25, _standard),
+    "strong": (0.1, _strong),
+    "trivial_augment": (0.25, _trivial_augment),
+}
 
 # What the task does on the device, from the weights' own record.
 _FORBIDDEN = {"Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D"}
+# What knows three colours of 8 bits only; presets for other images do without.
+_COLOURS = (A.ColorJitter, TrivialAugment)
 
 
-def build_augmentation(transforms: str | Sequence[Transform], size: int) -> A.Compose:
-    """A pipeline from a preset's name or from transforms in order.
+class Augmentation:
+    """How a training image is cut out and changed, from its seed alone.
+
+    A random resized crop in front is carried out while the image is read, by :class:`RandomResizedCrop`, because it
+    says how much has to be decoded; everything after it runs as albumentations has it.
 
     Args:
-        transforms: ``light``, ``standard``, ``strong``, or albumentations transforms.
-        size: side of the network's input, in pixels; presets crop to it.
+        transforms: ``light``, ``standard``, ``strong``, ``trivial_augment``, or albumentations transforms in order.
+        preprocessing: of the network; presets crop to its size, and what comes out in another size is fitted to it.
 
     Raises:
-        DataError: an unknown preset, or a transform that normalises or makes tensors.
+        DataError: an unknown preset, or a transform that normalises, makes tensors or takes no such images.
     """
-    if isinstance(transforms, str):
-        if transforms not in PRESETS:
-            raise DataError(
-                f"data.train_transforms: expected {', '.join(PRESETS)} or a list of albumentations transforms, "
-                f"found '{transforms}'; name a preset or write the list out."
+
+    def __init__(self, transforms: str | Sequence[Transform], preprocessing: Preprocessing) -> None:
+        self.preprocessing = preprocessing
+        #: The crop in front, or None.
+        self.crop: RandomResizedCrop | None = None
+        rgb = (preprocessing.channels, preprocessing.dtype) == (3, "uint8")
+        if isinstance(transforms, str):
+            if transforms not in PRESETS:
+                raise DataError(
+                    f"data.train_transforms: expected {', '.join(PRESETS)} or a list of albumentations transforms, "
+                    f"found '{transforms}'; name a preset or write the list out."
+                )
+            smallest, others = PRESETS[transforms]
+            self.crop = RandomResizedCrop(preprocessing.size, preprocessing.size, (smallest, 1.0))
+            rest = [transform for transform in others() if rgb or not isinstance(transform, _COLOURS)]
+        else:
+            rest = list(transforms)
+            if rest and (crop := _leading_crop(rest[0])) is not None:
+                self.crop, rest = crop, rest[1:]
+        self.compose = A.Compose(rest)
+        for name in _names(self.compose):
+            if name in _FORBIDDEN:
+                raise DataError(
+                    f"data.train_transforms: expected transforms of {preprocessing.dtype} pixels, found {name}; remove "
+                    "it: the model scales and normalises its input itself, as its weights ask for."
+                )
+            if name == TrivialAugment.__name__ and not rgb:
+                raise DataError(
+                    f"data.train_transforms: expected transforms of {preprocessing.channels} channels of "
+                    f"{preprocessing.dtype}, found {name}, which knows 3 of uint8 alone; use light or standard."
+                )
+
+    @property
+    def short_side(self) -> int | None:
+        """Short side in pixels from which on no crop is enlarged; None: without a crop in front, all may matter."""
+        if self.crop is None:
+            return None
+        return math.ceil(max(self.crop.height, self.crop.width) / min(1.0, self.crop.smallest_share))
+
+    def __call__(self, picture: Picture, seed: np.random.SeedSequence) -> NDArray[Any]:
+        """One augmented image ``(size, size, C)`` of the picture's dtype; ``seed`` alone decides how it comes out."""
+        image = self.crop(picture, np.random.default_rng(seed)) if self.crop is not None else picture.pixels()
+        if self.compose.transforms:
+            self.compose.set_random_seed(int(seed.generate_state(1)[0]))
+            image = self.compose(image=image)["image"]
+        if image.dtype != self.preprocessing.dtype or image.ndim != 3:
+            raise TypeError(
+                f"expected {self.preprocessing.dtype} (H, W, C), found {image.dtype} with {image.ndim} dimensions"
             )
-        return A.Compose(PRESETS[transforms](size))
-    compose = A.Compose(list(transforms))
-    for name in _names(compose):
-        if name in _FORBIDDEN:
-            raise DataError(
-                f"data.train_transforms: expected transforms of uint8 pixels, found {name}; remove it: the model "
-                "scales and normalises its input itself, as its weights ask for."
-            )
-    return compose
+        if image.shape[:2] != (self.preprocessing.size,) * 2:
+            image = self.preprocessing.fit_to_size(image)
+        return image
+
+
+def _leading_crop(transform: Transform) -> RandomResizedCrop | None:
+    """Our crop in place of albumentations', where it is the plain one that is always applied."""
+    if type(transform) is not A.RandomResizedCrop or transform.p < 1 or transform.interpolation != cv2.INTER_LINEAR:
+        return None
+    height, width = transform.size
+    return RandomResizedCrop(height, width, tuple(transform.scale), tuple(transform.ratio))
 
 
 def _names(compose: A.BaseCompose) -> list[str]:
@@ -84,9 +166,3 @@ def _names(compose: A.BaseCompose) -> list[str]:
     for transform in compose.transforms:
         names += _names(transform) if isinstance(transform, A.BaseCompose) else [type(transform).__name__]
     return names
-
-
-def augment(compose: A.Compose, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-    """One augmented image ``(height, width, 3)``, uint8; ``seed`` alone decides how it comes out."""
-    compose.set_random_seed(seed)
-    return compose(image=image)["image"]

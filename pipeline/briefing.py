@@ -39,7 +39,11 @@ def brief(
     shown = task.classes[:_MOST_CLASSES]
     classes = "; ".join(f"{name} {sum(count[name] for count in counts):,}" for name in shown)
     classes += "; ..." if len(task.classes) > len(shown) else ""
-    how = f"drawn here, split_seed {data.split_seed}" if table.split_is_ours else "as given"
+    division = data.division
+    how = f"drawn here, split_seed {division.seed}" if table.split_is_ours else "as given"
+    how = f"fold {division.fold}, {how}" if division.fold is not None else how
+    groups = table.listing.groups
+    how += f", {len(set(groups)):,} groups" if groups is not None else ""
     if checkpoint is not None:
         weights = f"going on from {checkpoint}"
     else:
@@ -51,7 +55,7 @@ def brief(
     if any(name not in frozen and not name.startswith(f"{task.head}.") for name, _ in network.named_parameters()):
         rates.insert(0, f"{hparams['learning_rate']:g} (backbone)")
     return [
-        f"data       {len(table.paths):,} images in {table.root}",
+        f"data       {len(table.paths):,} images in {table.listing.storage.location}",
         f"classes    {len(task.classes)}: {classes}",
         f"split      {parts} ({how}; data digest {table.digest[:12]})",
         f"network    {hparams['backbone']}, {millions:.1f} million parameters, input {size}x{size}",

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def evaluate(
     finally:
         trainer.loggers = loggers
     assert collector.collected is not None
-    return Evaluated.of(split, data.paths(split), collector.collected)
+    return Evaluated.of(split, data.paths(split), collector.collected, data.groups(split))
 
 
 @dataclass
@@ -136,12 +137,18 @@ class Fitting:
             if self.registered_model_name is not None:
                 from pipeline.registry.register import register
 
-                images = [data.table.root / path for path in test.paths]
                 description = {
                     "tags": self.tags,
                     "metrics": {name: e.to_dict() for name, e in metrics.items()},
                 }
-                version = register(self.registered_model_name, task, logger, images, test.predictions, description)
+                version = register(
+                    self.registered_model_name,
+                    task,
+                    logger,
+                    partial(data.encoded, "test"),
+                    test.predictions,
+                    description,
+                )
                 registered = {"name": self.registered_model_name, "version": version}
         summary = {
             "run_id": logger.run_id if logger else None,
@@ -150,10 +157,12 @@ class Fitting:
             "run_dir": str(folder.resolve()),
             "checkpoint": str(best),
             "classes": task.classes,
+            "multi_label": test.predictions.multi_label,
             "metrics": {name: estimate.to_dict() for name, estimate in metrics.items()},
             "wall_seconds": round(time.perf_counter() - self.started, 1),
             "images_per_second": round(self.epochs.images_per_second, 1),
             "registered": registered,
+            "skipped": {split: len(reasons) for split, reasons in data.skipped.items()},
             "tags": self.tags,
         }
         write_summary(folder, summary)

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.evaluation.figures import confusion_figure
+from pipeline.evaluation.figures import confusion_figure, presence_figure
 from pipeline.evaluation.metrics import Estimate, confusion_matrix, estimate_metrics
 from pipeline.evaluation.predictions import Predictions, write_csv
 from pipeline.progress import say
 from pipeline.runs import CONFIG, PREDICTIONS, SPLIT, SUMMARY
 from pipeline.tracking.logger import MLflowLogger
 
-_NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1", "log_loss": "log loss"}
+_NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1", "log_loss": "log loss", "mean_average_precision": "mean AP"}
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,11 @@ class Evaluated:
     metrics: dict[str, Estimate]
 
     @classmethod
-    def of(cls, split: str, paths: list[str], predictions: Predictions) -> "Evaluated":
-        """Compute the metrics of predictions."""
-        return cls(split, paths, predictions, estimate_metrics(predictions))
+    def of(
+        cls, split: str, paths: list[str], predictions: Predictions, groups: Sequence[str] | None = None
+    ) -> "Evaluated":
+        """Compute the metrics of predictions; with intervals over groups, where there are any."""
+        return cls(split, paths, predictions, estimate_metrics(predictions, groups))
 
     def prefixed(self) -> dict[str, Estimate]:
         """Metrics by full name, such as ``test/accuracy``."""
@@ -80,10 +82,13 @@ def track_outcome(
         values[name if split == "test" else f"best/{split}_{metric}"] = estimate.value
         values |= {f"intervals/{split}_{metric}_low": estimate.low, f"intervals/{split}_{metric}_high": estimate.high}
     logger.log_metrics(values)
-    counts = confusion_matrix(test.predictions.targets, test.predictions.labels, len(classes))
-    accuracy = test.metrics["accuracy"]
+    predictions, accuracy = test.predictions, test.metrics["accuracy"]
     title = f"test, {accuracy.n:,} images, accuracy {accuracy.value:.3f}"
-    logger.log_figure(confusion_figure(counts, classes, title), "confusion_matrix.png")
+    if predictions.multi_label:
+        logger.log_figure(presence_figure(predictions.targets, predictions.labels, classes, title), "classes.png")
+    else:
+        counts = confusion_matrix(predictions.targets, predictions.labels, len(classes))
+        logger.log_figure(confusion_figure(counts, classes, title), "confusion_matrix.png")
     for name in (SPLIT, PREDICTIONS):
         logger.log_file(folder / name)
     logger.log_file(checkpoint, "checkpoints")

@@ -58,10 +58,10 @@ class RunFolder(Callback):
     Args:
         path: of the folder.
         config: the resolved configuration in YAML.
-        split: path, label and split of every image.
+        split: a manifest of the images: path, label, split and more, one a row.
     """
 
-    def __init__(self, path: Path, config: str, split: Sequence[tuple[str, str, str]]) -> None:
+    def __init__(self, path: Path, config: str, split: Sequence[dict[str, str]]) -> None:
         self.path = path
         self.config = config
         self.split = split
@@ -75,7 +75,9 @@ class RunFolder(Callback):
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / CONFIG).write_text(self.config, encoding="utf-8")
             with (self.path / SPLIT).open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([("path", "label", "split"), *self.split])
+                writer = csv.DictWriter(file, list(self.split[0]))
+                writer.writeheader()
+                writer.writerows(self.split)
             self.write_identity({})
 
     def write_identity(self, tracking: dict[str, Any]) -> None:

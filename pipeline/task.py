@@ -11,14 +11,22 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassF1Score,
+    MultilabelExactMatch,
+    MultilabelF1Score,
+)
 
 from pipeline.errors import UserError
+from pipeline.evaluation.predictions import to_probabilities
 from pipeline.finetuning.optimization import cosine_with_warmup, parameter_groups
+from pipeline.mixing import Kind, mix
 from pipeline.models.backbones import create_backbone, head_name
 from pipeline.models.files import LINEAGE
 from pipeline.models.hub import HubUnreachableError
 from pipeline.models.weights import Lineage, LoadReport, load_pretrained
+from pipeline.objective import Imbalance, Objective
 
 Batch = dict[str, Tensor]
 
@@ -27,13 +35,19 @@ Batch = dict[str, Tensor]
 _PRETRAINED_RATES = (2e-4, 2e-3)
 _SCRATCH_RATES = (1e-3, 1e-3)
 
+# Integers are scaled to [0, 1]; floats are taken as they are.
+_LARGEST = {torch.uint8: 255.0, torch.uint16: 65535.0}
+# Axes of (N, C, H, W) that are mirrored in each view beside the image itself.
+_VIEWS: dict[str, list[tuple[int, ...]]] = {"none": [], "flip": [(3,)], "flips": [(3,), (2,), (2, 3)]}
+
 
 class ClassificationTask(LightningModule):
-    """Single-label classification of images.
+    """Classification of images, into one class each or, with ``multi_label``, into any number of them.
 
     Takes batches ``{"image": uint8 (N, C, H, W), "target": int64 (N,), "index": int64 (N,)}`` and scales and
-    normalises the images on the device, as ``preprocessing`` says. Training runs in the trainer's precision,
-    evaluation always in float32.
+    normalises the images on the device, as ``preprocessing`` says. Images may be uint16 or float32; with
+    ``multi_label`` the target is float32 ``(N, number of classes)``; ``weight``, float32 ``(N,)``, weighs images in the
+    training loss. Training runs in the trainer's precision, evaluation always in float32.
 
     Args:
         classes: the label space in order; output ``i`` scores ``classes[i]``.
@@ -49,6 +63,15 @@ class ClassificationTask(LightningModule):
         warmup_fraction: share of the optimizer steps in which the rates rise from zero, in [0, 1).
         label_smoothing: share of the target spread over all classes, in [0, 1).
         dropout: share of the features zeroed before the classifier while training, in [0, 1).
+        mixing: of the images of a training batch: ``mixup``, ``cutmix``, or ``either`` of them for each batch.
+        mixing_alpha: strength of the mixing, above 0; ``auto``: 0.2 for mixup, 1.0 for CutMix.
+        test_time_augmentation: views of an image whose probabilities are averaged in evaluation and in the registered
+            model: ``flip``: as it is and mirrored; ``flips``: mirrored left to right, top to bottom, and both, too.
+        multi_label: whether an image may have several classes; follows the data.
+        imbalance: what is done for rare classes (see :class:`~pipeline.objective.Objective`); follows ``imbalance`` on
+            the command line.
+        class_counts: training images of each class; follows the data.
+        seed: of the mixing; follows ``seed_everything`` on the command line.
 
     Raises:
         UserError: a value is out of range, or backbone or weights are unknown or do not fit.
@@ -76,8 +99,17 @@ class ClassificationTask(LightningModule):
         warmup_fraction: float = 0.1,
         label_smoothing: float = 0.0,
         dropout: float = 0.0,
+        mixing: Kind = "none",
+        mixing_alpha: float | Literal["auto"] = "auto",
+        test_time_augmentation: Literal["none", "flip", "flips"] = "none",
+        multi_label: bool = False,
+        imbalance: Imbalance = "none",
+        class_counts: list[int] | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
+        if mixing_alpha != "auto" and not mixing_alpha > 0:
+            raise UserError(f"model.mixing_alpha: expected a strength above 0, found {mixing_alpha}.")
         shares = {"warmup_fraction": warmup_fraction, "label_smoothing": label_smoothing, "dropout": dropout}
         for name, share in shares.items():
             if not 0 <= share < 1:
@@ -107,7 +139,7 @@ class ClassificationTask(LightningModule):
             raise UserError(f"model.weight_decay: expected 0 or more, found {weight_decay}.")
         # The weights' address starts a run and is no property of the trained model: a checkpoint must load where
         # that address cannot be reached. Rates are kept as resolved. The command line logs its whole configuration.
-        self.save_hyperparameters(ignore=["weights", "weights_fallback"], logger=False)
+        self.save_hyperparameters(ignore=["weights", "weights_fallback", "class_counts"], logger=False)
         self.hparams["learning_rate"] = learning_rate
         self.hparams["head_learning_rate"] = head_learning_rate
         self.head = head_name(network)
@@ -116,11 +148,8 @@ class ClassificationTask(LightningModule):
         for name in ("mean", "std"):
             values = torch.tensor(preprocessing[name], dtype=torch.float32).view(1, -1, 1, 1)
             self.register_buffer(name, values, persistent=False)
-        metrics: dict[str, Metric | MetricCollection] = {
-            "accuracy": MulticlassAccuracy(num_classes=len(classes), average="micro"),
-            "macro_f1": MulticlassF1Score(num_classes=len(classes), average="macro"),
-        }
-        self.val_metrics = MetricCollection(metrics, prefix="val/")
+        self.class_counts = class_counts
+        self.val_metrics = MetricCollection(_metrics(len(classes), multi_label), prefix="val/")
         # Weighted by images, because processes may hold unequally many; Lightning's own mean over processes is not.
         self.train_loss = MeanMetric()
         self.val_loss = MeanMetric()
@@ -131,25 +160,67 @@ class ClassificationTask(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.lineage = Lineage(**checkpoint[LINEAGE])
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images, uint8 ``(N, C, H, W)``, to logits, float ``(N, number of classes)``."""
-        scaled = images.to(torch.float32) / 255
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            hparams = self.hparams
+            self.objective = Objective(
+                hparams["multi_label"], hparams["imbalance"], self.class_counts, hparams["label_smoothing"]
+            ).to(self.device)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images ``(N, C, H, W)``, uint8, uint16 or float32, to what the network takes, float32 of the same shape."""
+        scaled = images.to(torch.float32) / _LARGEST.get(images.dtype, 1.0)
         normalised = (scaled - self.mean) / self.std
-        return self.network(normalised.contiguous(memory_format=torch.channels_last))
+        return normalised.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images, uint8 (or uint16, float32) ``(N, C, H, W)``, to logits, float ``(N, number of classes)``."""
+        return self.network(self.normalise(images))
+
+    def answer(self, images: Tensor) -> Tensor:
+        """What evaluation and the registered model answer: probabilities, averaged over the test-time views.
+
+        Args:
+            images: uint8 (or uint16, float32) ``(N, C, H, W)``.
+
+        Returns:
+            Float32 ``(N, number of classes)``; rows sum to 1 unless an image may have several classes.
+        """
+        views = [(), *_VIEWS[self.hparams["test_time_augmentation"]]]
+        answers = [
+            to_probabilities(self(images.flip(view) if view else images), self.hparams["multi_label"]) for view in views
+        ]
+        return torch.stack(answers).mean(dim=0)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        logits = self(batch["image"]).float()
-        loss = F.cross_entropy(logits, batch["target"], label_smoothing=self.hparams["label_smoothing"])
-        self.train_loss.update(loss.detach(), len(logits))
+        images, target = self.normalise(batch["image"]), batch["target"]
+        weight = batch.get("weight", torch.ones((), device=images.device))
+        kind, alpha = self.hparams["mixing"], self.hparams["mixing_alpha"]
+        if kind == "none":
+            losses = self.objective(self.network(images).float(), target) * weight
+        else:
+            key = (self.hparams["seed"], self.current_epoch, batch_idx)
+            mixture = mix(images, kind, None if alpha == "auto" else alpha, key)
+            logits, weight = self.network(mixture.images).float(), weight.expand(len(images))
+            own = self.objective(logits, target) * weight
+            other = self.objective(logits, target[mixture.partner]) * weight[mixture.partner]
+            losses = mixture.share * own + (1 - mixture.share) * other
+        loss = losses.mean()
+        self.train_loss.update(loss.detach(), len(images))
         self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True)
         self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
         outputs = self._evaluate(batch)
-        loss = F.cross_entropy(outputs["logits"], batch["target"])
-        self.val_metrics.update(outputs["logits"], batch["target"])
-        self.val_loss.update(loss, len(batch["target"]))
+        probabilities, target = outputs["probabilities"], batch["target"]
+        if self.hparams["multi_label"]:
+            loss = F.binary_cross_entropy(probabilities, target)
+            self.val_metrics.update(probabilities, target.long())
+        else:
+            loss = F.nll_loss(probabilities.clamp_min(torch.finfo(torch.float32).tiny).log(), target)
+            self.val_metrics.update(probabilities, target)
+        self.val_loss.update(loss, len(target))
         self.log("val/loss", self.val_loss)
         self.log_dict(self.val_metrics)
         return outputs
@@ -162,8 +233,8 @@ class ClassificationTask(LightningModule):
 
     def _evaluate(self, batch: Batch) -> Batch:
         with torch.autocast(self.device.type, enabled=False), _full_float32():
-            logits = self(batch["image"])
-        return {"index": batch["index"], "target": batch["target"], "logits": logits}
+            probabilities = self.answer(batch["image"])
+        return {"index": batch["index"], "target": batch["target"], "probabilities": probabilities}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         rates = self.hparams["learning_rate"], self.hparams["head_learning_rate"]
@@ -182,3 +253,16 @@ def _full_float32() -> AbstractContextManager[None]:
     return cudnn.flags(
         enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
     )
+
+
+def _metrics(classes: int, multi_label: bool) -> dict[str, Metric | MetricCollection]:
+    """Accuracy (of several classes: all of them right) and the mean of the classes' F1 scores."""
+    if multi_label:
+        return {
+            "accuracy": MultilabelExactMatch(num_labels=classes),
+            "macro_f1": MultilabelF1Score(num_labels=classes, average="macro"),
+        }
+    return {
+        "accuracy": MulticlassAccuracy(num_classes=classes, average="micro"),
+        "macro_f1": MulticlassF1Score(num_classes=classes, average="macro"),
+    }

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -15,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from datamodules import ImageDataModule
 from datamodules.preprocessing import Preprocessing
 from datamodules.splits import SPLITS
+from pipeline.arguments import add_arguments, add_seed
 from pipeline.briefing import brief
 from pipeline.checkpoints import existing_checkpoint, is_trained_to_the_end, read_checkpoint
 from pipeline.errors import UserError
@@ -66,52 +66,10 @@ class TransferCLI(LightningCLI):
         )
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        # Lightning's own also takes True, for a seed at random: a run that cannot be repeated.
-        parser.add_argument("--seed_everything", type=NonNegativeInt, default=0, help="seed of every random choice")
+        add_seed(parser)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--monitor",
-            type=str,
-            default="auto",
-            help="fit: validation metric that picks the best checkpoint and stops early: val/accuracy, val/macro_f1 or "
-            "val/loss; auto: macro-F1 where classes are uneven, accuracy otherwise",
-        )
-        parser.add_argument(
-            "--patience",
-            type=int,
-            default=10,
-            help="fit: epochs without a better monitored metric before training stops",
-        )
-        parser.add_argument(
-            "--registered_model_name",
-            type=str | None,
-            default=None,
-            help="fit: register the tested model under this name, alias 'challenger'; none: do not register",
-        )
-        parser.add_argument(
-            "--output", type=str | None, default=None, help="validate, test, predict: CSV file for the predictions"
-        )
-        parser.add_argument("--quiet", action="store_true", help="plain lines instead of a progress bar")
-        parser.add_class_arguments(MLflowLogger, "logger", skip={"run_name", "run_id"}, instantiate=False)
-        parser.add_lightning_class_args(Strategy, "finetuning", subclass_mode=True)
-        parser.set_defaults(
-            {
-                "data": {"class_path": "datamodules.ImageFolderDataModule"},
-                "finetuning": {"class_path": "pipeline.finetuning.FullFineTuning"},
-                "trainer.max_epochs": 10,
-                "trainer.log_every_n_steps": 10,
-                "trainer.num_sanity_val_steps": 0,  # the data is checked before, and the first epoch is soon over
-            }
-        )
-        parser.link_arguments("seed_everything", "data.init_args.seed")
-        parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
-        parser.link_arguments(
-            "data.preprocessing",
-            "model.preprocessing",
-            compute_fn=Preprocessing.to_dict,
-            apply_on="instantiate",
-        )
+        add_arguments(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
@@ -184,7 +142,11 @@ class TransferCLI(LightningCLI):
         hparams = dict(read_checkpoint(self.checkpoint)["hyper_parameters"])
         data, model = self.settings.data.init_args, self.settings.model
         data.classes, data.preprocessing = hparams.pop("classes"), hparams.pop("preprocessing")
+        data.multi_label = hparams.get("multi_label", False)
         data.image_size = data.crop_fraction = "auto"
+        # The record says it, and it wins.
+        data.channels = data.preprocessing["channels"]
+        data.dtype = data.preprocessing.get("dtype", "uint8")
         model.weights = None
         for name, value in hparams.items():
             model[name] = value
@@ -259,7 +221,7 @@ class TransferCLI(LightningCLI):
             logger=logger,
             registered_model_name=settings.registered_model_name,
             tags=tags,
-            data_facts=DataFacts(data.dataset_name, table.root, table.digest, counts),
+            data_facts=DataFacts(data.dataset_name, table.listing.storage.location, table.digest, counts),
             started=self.started,
         )
 

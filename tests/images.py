@@ -13,6 +13,7 @@ from PIL import Image
 from datamodules import ImageFolderDataModule
 from datamodules.dataset import ImageDataset
 from datamodules.preprocessing import Preprocessing
+from datamodules.storage import FileStorage
 from datamodules.table import ImageTable
 
 RECORD: dict[str, Any] = {
@@ -22,6 +23,7 @@ RECORD: dict[str, Any] = {
     "mean": [0.5, 0.5, 0.5],
     "std": [0.25, 0.25, 0.25],
     "channels": 3,
+    "dtype": "uint8",
 }
 
 
@@ -70,5 +72,5 @@ def epoch_of(module: ImageFolderDataModule, epoch: int) -> list[dict[str, torch.
 
 def numbered(length: int) -> ImageDataset:
     """A dataset of which only the length is asked."""
-    paths = [str(i) for i in range(length)]
-    return ImageDataset(Path(), paths, [0] * length, preprocessing(), None, seed=0)
+    storage = FileStorage(Path(), [str(i) for i in range(length)])
+    return ImageDataset(storage, range(length), np.zeros(length, np.int64), preprocessing(), None, seed=0)

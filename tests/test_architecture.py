@@ -60,7 +60,9 @@ def test_mlflow_is_spoken_to_in_tracking_and_registry_alone() -> None:
 @pytest.mark.parametrize("module", ["decode.py", "preprocessing.py"])
 def test_what_a_registered_model_carries_needs_only_numpy_and_pillow(module: str) -> None:
     tops = {name.split(".")[0] for name in imported(ROOT / "datamodules" / module)}
-    assert tops - sys.stdlib_module_names == {"numpy", "PIL"}
+    # The decoder does without these where they are not installed, or imports them for TIFF files of other kinds alone.
+    optional = {"simplejpeg", "tifffile"} if module == "decode.py" else set()
+    assert tops - sys.stdlib_module_names - optional == {"numpy", "PIL"}
 
 
 def test_inference_needs_no_training_software() -> None:

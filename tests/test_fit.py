@@ -150,7 +150,12 @@ def test_the_registered_model_sees_what_test_saw(run: Run, tmp_path: Path, monke
 
 @pytest.mark.parametrize(
     ("image", "expected"),
-    [(b"nonsense", "8 bytes that are none"), (b"", "0 bytes that are none"), ("a/path.png", "str"), (None, "NoneType")],
+    [
+        (b"nonsense", "8 bytes that cannot be read"),
+        (b"", "0 bytes that cannot be read"),
+        ("a/path.png", "str"),
+        (None, "NoneType"),
+    ],
 )
 def test_the_bundle_refuses_what_is_no_image_and_names_the_row(run: Run, image: object, expected: str) -> None:
     bundle = Bundle(next(run.home.glob("mlruns/**/bundle")))

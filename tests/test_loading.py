@@ -47,7 +47,7 @@ def test_evaluation_images_are_prepared_by_the_one_geometry(image_folder):
     for split, loader in (("val", module.val_dataloader()), ("test", module.test_dataloader())):
         for batch in loader:
             for image, index in zip(batch["image"], batch["index"].tolist(), strict=True):
-                pixels = decode(module.table.root / module.paths(split)[index])
+                pixels = decode(module.encoded(split, index))
                 expected = module.preprocessing.fit_to_size(pixels)
                 assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
 
@@ -59,7 +59,7 @@ def test_an_image_that_already_has_the_networks_size_is_cropped_like_any_other(t
             save(tmp_path / label / f"{i}.png", phase=i, size=(32, 32))
     module = folder_module(tmp_path)
     batch = next(iter(module.test_dataloader()))
-    pixels = decode(module.table.root / module.paths("test")[0])
+    pixels = decode(module.encoded("test", 0))
     expected = module.preprocessing.fit_to_size(pixels)
     assert not np.array_equal(expected, pixels)
     assert np.array_equal(batch["image"][0].permute(1, 2, 0).numpy(), expected)
@@ -77,7 +77,7 @@ def test_user_transforms_that_keep_the_size_are_fitted_to_the_network(image_fold
     module = folder_module(root, train_transforms=[A.HorizontalFlip(p=1.0)])
     batch = next(iter(module.train_dataloader()))
     assert batch["image"].shape == (4, 3, 32, 32)
-    pixels = decode(module.table.root / module.paths("train")[int(batch["index"][0])])
+    pixels = decode(module.encoded("train", int(batch["index"][0])))
     flipped = module.preprocessing.fit_to_size(np.ascontiguousarray(pixels[:, ::-1]))
     assert np.abs(batch["image"][0].permute(1, 2, 0).numpy().astype(int) - flipped).max() <= 1
 

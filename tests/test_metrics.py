@@ -22,11 +22,9 @@ def random_predictions(seed: int, images: int, classes: int, skill: float = 2.0)
 def test_metrics_agree_with_scikit_learn(seed: int) -> None:
     made = random_predictions(seed, images=200, classes=5)
     targets, probabilities = made.targets, made.probabilities
-    assert metrics.accuracy(targets, probabilities) == pytest.approx(accuracy_score(targets, made.labels))
-    assert metrics.macro_f1(targets, probabilities) == pytest.approx(f1_score(targets, made.labels, average="macro"))
-    assert metrics.log_loss(targets, probabilities) == pytest.approx(
-        log_loss(targets, probabilities, labels=list(range(5)))
-    )
+    assert metrics.accuracy(made) == pytest.approx(accuracy_score(targets, made.labels))
+    assert metrics.macro_f1(made) == pytest.approx(f1_score(targets, made.labels, average="macro"))
+    assert metrics.log_loss(made) == pytest.approx(log_loss(targets, probabilities, labels=list(range(5))))
     ours = metrics.confusion_matrix(targets, made.labels, 5)
     np.testing.assert_array_equal(ours, confusion_matrix(targets, made.labels, labels=list(range(5))))
 
@@ -34,13 +32,12 @@ def test_metrics_agree_with_scikit_learn(seed: int) -> None:
 def test_a_class_neither_present_nor_predicted_does_not_count() -> None:
     targets = np.array([0, 0, 1, 1])
     probabilities = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.1, 0.8, 0.1], [0.1, 0.8, 0.1]])
-    assert metrics.macro_f1(targets, probabilities) == pytest.approx(
-        f1_score(targets, probabilities.argmax(axis=1), average="macro")
-    )
+    made = Predictions(targets, probabilities)
+    assert metrics.macro_f1(made) == pytest.approx(f1_score(targets, probabilities.argmax(axis=1), average="macro"))
 
 
 def test_one_certain_mistake_stays_finite() -> None:
-    assert np.isfinite(metrics.log_loss(np.array([0]), np.array([[0.0, 1.0]])))
+    assert np.isfinite(metrics.log_loss(Predictions(np.array([0]), np.array([[0.0, 1.0]]))))
 
 
 def test_intervals_are_seeded_and_hold_the_value() -> None:
@@ -57,7 +54,7 @@ def test_intervals_are_seeded_and_hold_the_value() -> None:
 def test_a_95_percent_interval_covers_the_truth_about_that_often() -> None:
     # 200 samples of 150 images from a population whose accuracy is known.
     population = random_predictions(7, images=100_000, classes=3, skill=1.0)
-    truth = metrics.accuracy(population.targets, population.probabilities)
+    truth = metrics.accuracy(population)
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(200):

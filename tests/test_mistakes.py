@@ -63,7 +63,7 @@ def running_runs() -> list[str]:
         ("--data.image_size=8", "data.image_size: expected at least 32"),
         ("--data.val_fraction=2", "expected a share between 0 and 1"),
         ("--data.num_workers=-1", "data.num_workers: expected 0 or more"),
-        ("--data.train_transforms=wild", "expected light, standard, strong or a list"),
+        ("--data.train_transforms=wild", "expected light, standard, strong, trivial_augment or a list"),
         ("--data.rot=somewhere", "did you mean data.root"),
         ("--data=ElpvDataModul", "did you mean ElpvDataModule? set data"),
         ("--finetuning=LinearProb", "expected FullFineTuning, LinearProbe or the import path"),
@@ -145,7 +145,7 @@ def test_unreadable_images_are_named_all_at_once(complaint: Callable[..., str], 
     whole = (images / "blue" / "002.png").read_bytes()
     (images / "blue" / "002.png").write_bytes(whole[: len(whole) // 2])
     line = complaint()
-    for name in ("red/000.png (it is empty)", "green/001.png (it is no image)", "blue/002.png ("):
+    for name in ("red/000.png (it is empty)", "green/001.png (it is a web page)", "blue/002.png ("):
         assert name in line
 
 
@@ -182,7 +182,7 @@ def test_a_size_that_the_network_does_not_take(complaint: Callable[..., str]) ->
 def test_an_image_that_breaks_during_training_ends_the_run_as_failed(
     images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datamodules.base._require_images", lambda dataset: None)
+    monkeypatch.setattr("datamodules.base.unreadable_images", lambda dataset, progress: {})
     (images / "red" / "000.png").write_bytes(b"broken")
     (images / "red" / "001.png").write_bytes(b"broken")
     (images / "red" / "002.png").write_bytes(b"broken")

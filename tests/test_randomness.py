@@ -124,8 +124,8 @@ def test_training_gives_every_rank_equally_many_samples_and_leaves_none_out(leng
         sampler.set_epoch(4)
         share = list(sampler)
         assert len(share) == len(sampler) == -(-length // replicas)
-        assert {epoch for epoch, _ in share} == {4}
-        shares.append([index for _, index in share])
+        assert {(epoch, repeat) for epoch, _, repeat in share} == {(4, 0)}
+        shares.append([index for _, index, _ in share])
     counts = Counter(index for share in shares for index in share)
     assert sorted(counts) == list(range(length))
     assert max(counts.values()) - min(counts.values()) <= 1
@@ -137,7 +137,7 @@ def test_evaluation_covers_every_sample_exactly_once(length, replicas):
     seen: list[int] = []
     for rank in range(replicas):
         sampler = EpochSampler(numbered(length), replicas, rank, training=False, seed=0)
-        share = [index for _, index in sampler]
+        share = [index for _, index, _ in sampler]
         assert len(share) == len(sampler)
         assert share == sorted(share)
         seen += share

@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from datamodules import DataError, ElpvDataModule
 from datamodules.splits import stratified_split
-from datamodules.table import ImageTable, list_images
+from datamodules.table import list_images
 from tests.images import RECORD, attach, folder_module, save, split_of
 
 # Splits
@@ -243,7 +244,7 @@ def test_the_digest_stands_for_paths_labels_splits_and_sizes(image_folder):
     assert folder_module(root, seed=3).table.digest == digest
     assert folder_module(root, split_seed=3).table.digest != digest
     table = folder_module(root).table
-    relabelled = ImageTable(table.root, table.paths, ["dog", *table.labels[1:]], table.splits, True)
+    relabelled = replace(table, listing=replace(table.listing, labels=["dog", *table.labels[1:]]))
     assert relabelled.digest != digest
     moved = shutil.copytree(root, root.parent / "moved")
     assert folder_module(moved).table.digest == digest, "the same data at another place is the same data"
@@ -329,7 +330,10 @@ def test_elpv_cells_are_defective_above_one_half(elpv_root):
 def test_elpv_splits_are_balanced_by_label_and_cell_type(elpv_root):
     module = elpv_module(elpv_root, val_fraction=0.15, test_fraction=0.2)
     types = {line.split()[0]: line.split()[2] for line in (elpv_root / "labels.csv").read_text().splitlines()}
-    found = Counter((split, label, types[path]) for path, label, split in module.table.named_rows())
+    found = Counter(
+        (split, label, types[path])
+        for path, label, split in zip(module.table.paths, module.table.labels, module.table.splits, strict=True)
+    )
     assert found == {
         (split, label, cell_type): count
         for split, count in (("train", 26), ("val", 6), ("test", 8))

@@ -44,10 +44,10 @@ def test_evaluation_is_float32_inside_autocast() -> None:
         "index": torch.tensor([0, 1]),
     }
     with torch.inference_mode():
-        plain = task.test_step(batch, 0)["logits"]
+        plain = task.test_step(batch, 0)["probabilities"]
         with torch.autocast("cpu", torch.bfloat16):
             assert task(batch["image"]).dtype == torch.bfloat16  # what training would compute
-            under_autocast = task.test_step(batch, 0)["logits"]
+            under_autocast = task.test_step(batch, 0)["probabilities"]
     assert under_autocast.dtype == torch.float32
     torch.testing.assert_close(under_autocast, plain, rtol=0, atol=0)
 

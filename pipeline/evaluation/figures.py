@@ -31,3 +31,33 @@ def confusion_figure(counts: NDArray[np.int64], classes: Sequence[str], title: s
                 color = "white" if shares[row, column] > 0.6 else "black"
                 axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color)
     return figure
+
+
+def presence_figure(
+    targets: NDArray[np.int64], labels: NDArray[np.int64], classes: Sequence[str], title: str
+) -> Figure:
+    """Of each class, how many images were found, missed and wrongly given it, as bars.
+
+    Args:
+        targets: ``(N, C)`` of 0 and 1: which classes an image has.
+        labels: ``(N, C)`` of 0 and 1: which were predicted.
+        classes: names in order.
+        title: above the picture.
+    """
+    figure = Figure(figsize=(7.0, 1.6 + 0.3 * len(classes)), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    parts = {
+        "found": (targets * labels, "tab:blue"),
+        "missed": (targets * (1 - labels), "lightsteelblue"),
+        "wrongly given": ((1 - targets) * labels, "tab:orange"),
+    }
+    start = np.zeros(len(classes))
+    for name, (hits, color) in parts.items():
+        counts = hits.sum(axis=0)
+        axes.barh(range(len(classes)), counts, left=start, color=color, label=name)
+        start = start + counts
+    axes.set_yticks(range(len(classes)), classes)
+    axes.invert_yaxis()
+    axes.set(xlabel="images", title=title)
+    axes.legend(loc="lower right")
+    return figure

@@ -13,27 +13,42 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+#: Probability from which on a class counts as present, where an image may have several.
+PRESENT = 0.5
+#: Between the classes of one image in files.
+SEPARATOR = "|"
+
+
+def to_probabilities(logits: Tensor, multi_label: bool) -> Tensor:
+    """Softmax over the classes, or the sigmoid of each where an image may have several; shape and dtype stay."""
+    return torch.sigmoid(logits) if multi_label else torch.softmax(logits, dim=1)
+
 
 @dataclass(frozen=True)
 class Predictions:
     """Class probabilities of each image of a split, in the split's order.
 
     Attributes:
-        targets: true class index of each image, int64 ``(N,)``; -1 where it is not known.
-        probabilities: float64 ``(N, C)``; each row sums to 1.
+        targets: true class index of each image, int64 ``(N,)``, or int64 ``(N, C)`` of 0 and 1 where an image may have
+            several classes; -1 where it is not known.
+        probabilities: float64 ``(N, C)``; each row sums to 1, unless an image may have several classes.
+        multi_label: whether it may.
     """
 
     targets: NDArray[np.int64]
     probabilities: NDArray[np.float64]
+    multi_label: bool = False
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """The most probable class index of each image, int64 ``(N,)``."""
+        """The most probable class index of each image, int64 ``(N,)``; of several, 0 and 1 for each, ``(N, C)``."""
+        if self.multi_label:
+            return (self.probabilities >= PRESENT).astype(np.int64)
         return self.probabilities.argmax(axis=1)
 
     @property
     def scores(self) -> NDArray[np.float64]:
-        """The probability of that class, float64 ``(N,)``."""
+        """The probability of the most probable class, float64 ``(N,)``."""
         return self.probabilities.max(axis=1)
 
 
@@ -59,8 +74,9 @@ class PredictionCollector(Callback):
         self._parts = []
         order = torch.argsort(gathered["index"])
         self.collected = Predictions(
-            targets=gathered["target"][order].numpy(),
-            probabilities=torch.softmax(gathered["logits"][order].double(), dim=1).numpy(),
+            targets=gathered["target"][order].long().numpy(),
+            probabilities=gathered["probabilities"][order].double().numpy(),
+            multi_label=bool(pl_module.hparams["multi_label"]),
         )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -102,14 +118,30 @@ def _gather(parts: list[Tensor], device: torch.device) -> Tensor:
 
 
 def write_csv(path: Path, image_paths: Sequence[str], predictions: Predictions, classes: Sequence[str]) -> None:
-    """One row an image: ``path``, ``target`` where it is known, ``label``, ``score``, ``p_<class>`` of each class."""
+    """One row an image: ``path``, ``target`` where it is known, ``label``, ``score``, ``p_<class>`` of each class.
+
+    Where an image may have several classes, ``target`` and ``label`` have them joined by a bar.
+    """
     labelled = bool((predictions.targets >= 0).all())
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
             ["path", *(["target"] if labelled else []), "label", "score", *(f"p_{name}" for name in classes)]
         )
-        rows = zip(image_paths, predictions.targets, predictions.labels, predictions.probabilities, strict=True)
-        for image_path, target, label, row in rows:
-            truth = [classes[target]] if labelled else []
-            writer.writerow([image_path, *truth, classes[label], f"{row[label]:.8f}", *(f"{p:.8f}" for p in row)])
+        rows = zip(
+            image_paths,
+            predictions.targets,
+            predictions.labels,
+            predictions.scores,
+            predictions.probabilities,
+            strict=True,
+        )
+        for image_path, target, label, score, row in rows:
+            truth = [_in_words(target, classes)] if labelled else []
+            writer.writerow([image_path, *truth, _in_words(label, classes), f"{score:.8f}", *(f"{p:.8f}" for p in row)])
+
+
+def _in_words(label: NDArray[np.int64] | np.int64, classes: Sequence[str]) -> str:
+    if np.ndim(label) == 0:
+        return classes[int(label)]
+    return SEPARATOR.join(name for name, present in zip(classes, np.atleast_1d(label), strict=True) if present)

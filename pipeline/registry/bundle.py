@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import datamodules.decode
 import datamodules.preprocessing
 import pipeline.registry.inference
+from datamodules.preprocessing import Preprocessing
 from pipeline.models.files import Facts, save_weights
 from pipeline.task import ClassificationTask
 
@@ -24,14 +25,14 @@ WEIGHTS = "model.safetensors"
 
 
 class _Probabilities(nn.Module):
-    """uint8 images ``(N, C, size, size)`` to class probabilities ``(N, classes)``: what is exported."""
+    """Images ``(N, C, size, size)`` of the record's dtype to class probabilities ``(N, classes)``: what is exported."""
 
     def __init__(self, task: ClassificationTask) -> None:
         super().__init__()
         self.task = task
 
     def forward(self, image: Tensor) -> Tensor:
-        return torch.softmax(self.task(image), dim=1)
+        return self.task.answer(image)
 
 
 def write_bundle(folder: Path, task: ClassificationTask, description: dict[str, Any]) -> None:
@@ -46,8 +47,8 @@ def write_bundle(folder: Path, task: ClassificationTask, description: dict[str, 
         description: plain types kept in ``bundle.json`` beside classes and preprocessing.
     """
     task = task.cpu().eval()
-    record = task.hparams["preprocessing"]
-    example = torch.zeros(2, record["channels"], record["size"], record["size"], dtype=torch.uint8)
+    record = Preprocessing.from_dict(task.hparams["preprocessing"])
+    example = torch.zeros(2, record.channels, record.size, record.size, dtype=getattr(torch, record.dtype))
     with _quiet_exporter():
         torch.onnx.export(
             _Probabilities(task),
@@ -59,13 +60,23 @@ def write_bundle(folder: Path, task: ClassificationTask, description: dict[str, 
             external_data=False,
             dynamo=True,
         )
-    content = {"classes": task.classes, "preprocessing": record, **description}
+    content = {
+        "classes": task.classes,
+        "multi_label": task.hparams["multi_label"],
+        "preprocessing": record.to_dict(),
+        **description,
+    }
     (folder / "bundle.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     lineage = task.lineage
-    facts = Facts(task.hparams["backbone"], record, lineage.licence, lineage.origin)
+    facts = Facts(task.hparams["backbone"], record.to_dict(), lineage.licence, lineage.origin)
     save_weights(folder / WEIGHTS, task.network.state_dict(), facts)
     for module in (pipeline.registry.inference, datamodules.decode, datamodules.preprocessing):
         shutil.copy(str(module.__file__), folder)
+
+
+def needs_tifffile(record: dict[str, Any]) -> bool:
+    """Whether images of a preprocessing record may be TIFF files that Pillow cannot read."""
+    return record.get("dtype", "uint8") != "uint8" or record["channels"] not in (1, 3, 4)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,9 +46,12 @@ class Bundle:
         content = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
         #: The label space in order.
         self.classes: list[str] = content["classes"]
-        self._decode = load_private(folder / "decode.py").decode
-        preprocessing = load_private(folder / "preprocessing.py").Preprocessing
-        self._fit_to_size = preprocessing.from_dict(content["preprocessing"]).fit_to_size
+        #: Whether an image may have several classes.
+        self.multi_label: bool = content["multi_label"]
+        self._open = load_private(folder / "decode.py").EncodedImage
+        self._preprocessing = load_private(folder / "preprocessing.py").Preprocessing.from_dict(
+            content["preprocessing"]
+        )
         self._session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
 
     def predict(self, images: Sequence[bytes]) -> NDArray[np.float32]:
@@ -62,11 +66,12 @@ class Bundle:
             parts += self._session.run(["probabilities"], {"image": np.stack(pixels)})
         return np.concatenate(parts)
 
-    def _pixels(self, row: int, image: bytes) -> NDArray[np.uint8]:
+    def _pixels(self, row: int, image: bytes) -> NDArray[Any]:
         expected = f"row {row}: expected the bytes of an encoded image, found"
         if not isinstance(image, bytes | bytearray | memoryview):
             raise ValueError(f"{expected} {type(image).__name__}; read the file and pass its content")
         try:
-            return self._fit_to_size(self._decode(bytes(image))).transpose(2, 0, 1)
+            picture = self._open(bytes(image), self._preprocessing.channels, self._preprocessing.dtype)
+            return self._preprocessing.prepare(picture).transpose(2, 0, 1)
         except OSError as error:
-            raise ValueError(f"{expected} {len(image)} bytes that are none or are damaged") from error
+            raise ValueError(f"{expected} {len(image)} bytes that cannot be read as one: {error}") from error

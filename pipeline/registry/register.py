@@ -1,7 +1,7 @@
 """From a trained model to a version in the MLflow model registry."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluation.predictions import Predictions
-from pipeline.registry.bundle import write_bundle
+from pipeline.registry.bundle import needs_tifffile, write_bundle
 from pipeline.registry.inference import Bundle
 from pipeline.task import ClassificationTask
 from pipeline.tracking.logger import MLflowLogger
@@ -26,7 +26,7 @@ def register(
     name: str,
     task: ClassificationTask,
     logger: MLflowLogger,
-    test_images: Sequence[Path],
+    read: Callable[[int], bytes],
     tested: Predictions,
     description: dict[str, Any],
 ) -> str:
@@ -39,7 +39,7 @@ def register(
         name: of the registered model.
         task: the trained model.
         logger: of the run that the version will belong to.
-        test_images: files of the test split.
+        read: gives the encoded bytes of an image of the test split.
         tested: their predictions.
         description: plain types for the bundle (see :func:`~pipeline.registry.bundle.write_bundle`).
 
@@ -55,14 +55,23 @@ def register(
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Array
 
-    chosen = np.unique(np.linspace(0, len(test_images) - 1, _GOLDEN_SAMPLES).astype(int))
-    encoded = [test_images[i].read_bytes() for i in chosen]
+    outputs = [
+        ColSpec(DataType.string, "label"),
+        ColSpec(DataType.long, "label_id"),
+        ColSpec(DataType.double, "score"),
+    ]
+    if tested.multi_label:
+        outputs = [ColSpec(Array(DataType.string), "labels")]
+    outputs.append(ColSpec(Array(DataType.double), "probabilities"))
+    needs = [*_REQUIREMENTS, *(["tifffile"] if needs_tifffile(task.hparams["preprocessing"]) else [])]
+    chosen = np.unique(np.linspace(0, len(tested.probabilities) - 1, _GOLDEN_SAMPLES).astype(int))
+    encoded = [read(int(i)) for i in chosen]
     client = logger.experiment
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "bundle"
         folder.mkdir()
         write_bundle(folder, task, description)
-        _require_agreement(Bundle(folder).predict(encoded), tested.probabilities[chosen])
+        _require_agreement(Bundle(folder).predict(encoded), tested.probabilities[chosen], tested.multi_label)
         with pointing_mlflow_at(logger.tracking_uri), mlflow.start_run(run_id=logger.run_id):
             logged = mlflow.pyfunc.log_model(
                 name="model",
@@ -70,17 +79,10 @@ def register(
                 artifacts={"bundle": str(folder)},
                 signature=ModelSignature(
                     inputs=Schema([ColSpec(DataType.binary, "image")]),
-                    outputs=Schema(
-                        [
-                            ColSpec(DataType.string, "label"),
-                            ColSpec(DataType.long, "label_id"),
-                            ColSpec(DataType.double, "score"),
-                            ColSpec(Array(DataType.double), "probabilities"),
-                        ]
-                    ),
+                    outputs=Schema(outputs),
                 ),
                 input_example=pd.DataFrame({"image": encoded[:1]}),
-                pip_requirements=[f"{package}=={version(package)}" for package in _REQUIREMENTS],
+                pip_requirements=[f"{package}=={version(package)}" for package in needs],
                 registered_model_name=name,
             )
     number = str(logged.registered_model_version)
@@ -88,9 +90,10 @@ def register(
     return number
 
 
-def _require_agreement(served: np.ndarray, tested: np.ndarray) -> None:
+def _require_agreement(served: np.ndarray, tested: np.ndarray, multi_label: bool) -> None:
     difference = float(np.abs(served - tested).max())
-    if difference > TOLERANCE or (served.argmax(axis=1) != tested.argmax(axis=1)).any():
+    answers = [Predictions(np.full(len(p), -1), p, multi_label).labels for p in (served, tested)]
+    if difference > TOLERANCE or (answers[0] != answers[1]).any():
         raise RuntimeError(
             f"The exported model disagrees with the tested one by up to {difference:.2g} in probability "
             f"(allowed: {TOLERANCE:g}) on {len(served)} test images; nothing was registered."

@@ -12,9 +12,15 @@ from typing import Any
 import mlflow
 import pandas as pd
 
+_PRESENT = 0.5
+
 
 class ImageClassifier(mlflow.pyfunc.PythonModel):
-    """Answers a data frame with a binary column ``image`` by ``label``, ``label_id``, ``score``, ``probabilities``."""
+    """Answers a data frame with a binary column ``image`` by ``label``, ``label_id``, ``score``, ``probabilities``.
+
+    Where an image may have several classes: by ``labels``, those with a probability of at least one half, and
+    ``probabilities``.
+    """
 
     def load_context(self, context: Any) -> None:
         folder = Path(context.artifacts["bundle"])
@@ -25,11 +31,15 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         probabilities = self.bundle.predict(list(model_input["image"]))
-        labels = probabilities.argmax(axis=1)
+        classes = self.bundle.classes
+        if self.bundle.multi_label:
+            labels = [[classes[i] for i in (row >= _PRESENT).nonzero()[0]] for row in probabilities]
+            return pd.DataFrame({"labels": labels, "probabilities": probabilities.astype("float64").tolist()})
+        best = probabilities.argmax(axis=1)
         return pd.DataFrame(
             {
-                "label": [self.bundle.classes[i] for i in labels],
-                "label_id": labels.astype("int64"),
+                "label": [classes[i] for i in best],
+                "label_id": best.astype("int64"),
                 "score": probabilities.max(axis=1).astype("float64"),
                 "probabilities": probabilities.astype("float64").tolist(),
             }

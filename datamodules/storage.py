@@ -1,0 +1,93 @@
+"""Where encoded images lie: files below a folder, or rows of something else."""
+
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+from datamodules.errors import DataError
+
+
+class Storage(ABC):
+    """Encoded images by row number. Instances are sent to reading processes and hold nothing open.
+
+    Attributes:
+        location: a folder or an address, as people are told.
+    """
+
+    location: str
+
+    @abstractmethod
+    def source(self, row: int) -> Path | bytes:
+        """What the decoder takes.
+
+        Raises:
+            OSError: it cannot be fetched.
+        """
+
+    @abstractmethod
+    def size(self, row: int) -> int:
+        """Length of the encoded image in bytes."""
+
+    @abstractmethod
+    def describe(self, row: int) -> str:
+        """Where an image is, for messages."""
+
+
+class FileStorage(Storage):
+    """Files below a folder.
+
+    Args:
+        root: the folder, resolved.
+        paths: of the files, relative to it, with forward slashes; one a row.
+    """
+
+    def __init__(self, root: Path, paths: Sequence[str]) -> None:
+        self.root = root
+        self.paths = paths
+        self.location = str(root)
+
+    def source(self, row: int) -> Path:
+        return self.root / self.paths[row]
+
+    def size(self, row: int) -> int:
+        return self.source(row).stat().st_size
+
+    def describe(self, row: int) -> str:
+        return str(self.source(row))
+
+
+def require_inside(root: Path, paths: Sequence[str], key: str) -> None:
+    """Refuse files that lie outside a folder, are absent or are no regular files (a pipe would never answer).
+
+    Args:
+        root: the folder, resolved.
+        paths: relative to it.
+        key: the setting to blame.
+
+    Raises:
+        DataError: names the first of them and counts the others.
+    """
+    folders: dict[Path, bool] = {}  # links in folder names are followed once a folder, not once a file
+    wrong: list[str] = []
+    for path in paths:
+        file = root / path
+        parent = file.parent
+        if parent not in folders:
+            folders[parent] = parent.resolve().is_relative_to(root)
+        try:
+            outside = not folders[parent] or (file.is_symlink() and not file.resolve().is_relative_to(root))
+            found = None if outside else file.stat().st_mode
+        except (OSError, ValueError, RuntimeError):  # absent, a name with a null byte, a circle of links
+            wrong.append(f"nothing at '{file}'")
+            continue
+        if outside:
+            wrong.append(f"'{file}', which leads out of it")
+        elif found is None or not stat.S_ISREG(found):
+            wrong.append(f"'{file}', which is no regular file")
+    if wrong:
+        more = f" (and {len(wrong) - 1:,} more like it)" if len(wrong) > 1 else ""
+        raise DataError(
+            f"{key}: expected image files in '{root}', found {wrong[0]}{more}; correct the paths, or set data.root to "
+            "a folder that holds all of them."
+        )

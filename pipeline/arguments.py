@@ -1,0 +1,73 @@
+"""Arguments of ``fit``, ``validate``, ``test`` and ``predict`` beside those of data, model and trainer; links."""
+
+from jsonargparse.typing import NonNegativeInt
+from lightning.pytorch.cli import LightningArgumentParser
+
+from datamodules.base import Imbalance
+from datamodules.preprocessing import Preprocessing
+from pipeline.finetuning import Strategy
+from pipeline.tracking.logger import MLflowLogger
+
+
+def add_seed(parser: LightningArgumentParser) -> None:
+    """The seed of a run. (Lightning's own also takes True, for a seed at random: a run that cannot be repeated.)"""
+    parser.add_argument("--seed_everything", type=NonNegativeInt, default=0, help="seed of every random choice")
+
+
+def add_arguments(parser: LightningArgumentParser) -> None:
+    """Everything else, defaults, and links."""
+    parser.add_argument(
+        "--monitor",
+        type=str,
+        default="auto",
+        help="fit: validation metric that picks the best checkpoint and stops early: val/accuracy, val/macro_f1 or "
+        "val/loss; auto: macro-F1 where classes are uneven, accuracy otherwise",
+    )
+    parser.add_argument(
+        "--patience",
+        type=int,
+        default=10,
+        help="fit: epochs without a better monitored metric before training stops",
+    )
+    parser.add_argument(
+        "--imbalance",
+        type=Imbalance,
+        default="none",
+        help="fit: what is done for rare classes, one thing at a time: balanced_sampling draws every class equally "
+        "often; weighted_loss lets rare classes weigh more; logit_adjustment takes the classes' shares out of what is "
+        "learned",
+    )
+    parser.add_argument(
+        "--registered_model_name",
+        type=str | None,
+        default=None,
+        help="fit: register the tested model under this name, alias 'challenger'; none: do not register",
+    )
+    parser.add_argument(
+        "--output", type=str | None, default=None, help="validate, test, predict: CSV file for the predictions"
+    )
+    parser.add_argument("--quiet", action="store_true", help="plain lines instead of a progress bar")
+    parser.add_class_arguments(MLflowLogger, "logger", skip={"run_name", "run_id"}, instantiate=False)
+    parser.add_lightning_class_args(Strategy, "finetuning", subclass_mode=True)
+    parser.set_defaults(
+        {
+            "data": {"class_path": "datamodules.ImageFolderDataModule"},
+            "finetuning": {"class_path": "pipeline.finetuning.FullFineTuning"},
+            "trainer.max_epochs": 10,
+            "trainer.log_every_n_steps": 10,
+            "trainer.num_sanity_val_steps": 0,  # the data is checked before, and the first epoch is soon over
+        }
+    )
+    parser.link_arguments("seed_everything", "data.init_args.seed")
+    parser.link_arguments("seed_everything", "model.seed", compute_fn=int)  # a plain type, for checkpoints
+    parser.link_arguments("imbalance", "data.init_args.imbalance")
+    parser.link_arguments("imbalance", "model.imbalance")
+    parser.link_arguments("data.multi_label", "model.multi_label", apply_on="instantiate")
+    parser.link_arguments("data.class_counts", "model.class_counts", apply_on="instantiate")
+    parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
+    parser.link_arguments(
+        "data.preprocessing",
+        "model.preprocessing",
+        compute_fn=Preprocessing.to_dict,
+        apply_on="instantiate",
+    )
