@@ -5,8 +5,8 @@
 
 All four read the same JPEG files in one process with one thread, in turn, several times over; each figure is the
 median of the rounds, each ratio the median of the rounds' ratios. Three sets: (a) the trash photographs as they are,
-short side 224 px; (b) enlarged to a short side of 500 px; (c) to 4,000 x 3,000 px. Enlarged photographs have less detail
-than real ones of that size: their files are smaller and decode faster than a camera's would, alike for all.
+short side 224 px; (b) enlarged to a short side of 500 px; (c) to 4,000 x 3,000 px. Enlarged photographs have less
+detail than real ones of that size: their files are smaller and decode faster than a camera's would, alike for all.
 
 Target 224 px, random resized crop of 8 to 100 % of the area, mirrored half of the time. "Bare decoding" is this
 project's own decoder (the fastest of those tried) at full size and nothing else; Pillow's stands beside it.
@@ -159,9 +159,12 @@ def _by_pillow(file: Path) -> np.ndarray:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    """Seconds that the work takes; what is short is repeated for a quarter of a second."""
+    started, repeats = time.perf_counter(), 0
+    while repeats == 0 or time.perf_counter() - started < 0.25:
+        work()
+        repeats += 1
+    return (time.perf_counter() - started) / repeats
 
 
 def print_table(result: dict[str, Any]) -> None:

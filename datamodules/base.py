@@ -252,6 +252,11 @@ class ImageDataModule(LightningDataModule):
         """The images of ``train``, ``val``, ``test`` or ``predict``; only those of ``train`` are augmented."""
         return self._dataset(split, self.preprocessing, self.augmentation if split == "train" else None)
 
+    def everything(self) -> ImageDataset:
+        """All images of the table, row by row, as evaluation prepares them; unreadable ones are not left out."""
+        rows = np.arange(len(self.table.paths))
+        return ImageDataset(self.table.listing.storage, rows, self._targets(rows), self.preprocessing, None, self.seed)
+
     def _dataset(self, split: str, preprocessing: Preprocessing, augmentation: Augmentation | None) -> ImageDataset:
         rows = self._rows(split)
         weights = None
@@ -294,6 +299,8 @@ class ImageDataModule(LightningDataModule):
             if split in self.skipped:
                 continue
             dataset = self.dataset(split)
+            if dataset.storage.tried:
+                continue
             reasons = unreadable_images(dataset, partial(self.progress, f"trying {split}"))
             tried += len(dataset)
             bad += [f"{dataset.storage.describe(row)} ({why})" for row, why in reasons.items()]
@@ -369,7 +376,14 @@ class ImageDataModule(LightningDataModule):
             number = {name: index for index, name in enumerate(self.classes)}
             labels = [tuple(number[name] for name in self.table.listing.classes_of(row)) for row in dataset.rows]
             chances = class_balance(labels, len(self.classes))
-        sampler = EpochSampler(dataset, replicas, rank, training=training, seed=self.seed, chances=chances)
+        storage = dataset.storage
+        if chances is not None and storage.blocks is not None:
+            raise DataError(
+                "imbalance: expected weighted_loss or logit_adjustment for data that is streamed, found "
+                "balanced_sampling, which would fetch every block many times."
+            )
+        blocks = None if storage.blocks is None else storage.blocks[dataset.rows]
+        sampler = EpochSampler(dataset, replicas, rank, training, self.seed, chances, blocks, storage.window)
         workers = max(1, usable_cores() // replicas) if self.num_workers == "auto" else self.num_workers
         return kind(
             dataset,

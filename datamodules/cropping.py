@@ -54,7 +54,7 @@ class RandomResizedCrop:
         columns = slice(math.floor(left * x_scale), math.ceil((left + width) * x_scale))
         crop = image[rows, columns]
         if not image.flags.writeable:
-            # From a memory map: copying fetches it in order, in half the time of a resampling that fetches it row by row.
+            # From a memory map: a copy fetches it in order, in half the time of a resampling that does so row by row.
             crop = np.ascontiguousarray(crop)
         shrinks_by = min(crop.shape[0] / self.height, crop.shape[1] / self.width)
         how = cv2.INTER_AREA if shrinks_by >= 2 else cv2.INTER_LINEAR

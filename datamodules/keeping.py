@@ -42,7 +42,7 @@ def kept_images(
         recipe = {"kept": "pyramid", "short_side": dataset.augmentation.short_side, **kind}
         prepare = partial(_pyramid, dataset)
     return ImageCache.open(
-        folder, dataset.storage, dataset.rows.tolist(), recipe, prepare, limit_bytes, progress, usable_cores()
+        folder, dataset.storage, dataset.rows.tolist(), recipe, prepare, limit_bytes, progress, threads=usable_cores()
     )
 
 

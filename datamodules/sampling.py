@@ -24,6 +24,9 @@ class EpochSampler(DistributedSampler[SampleKey]):
         training: shuffle, and even out the ranks.
         seed: of the shuffle.
         chances: how likely each image is to be drawn in training, float64 ``(N,)``, of any sum; None: each once.
+        blocks: number of the block that each image lies in, int64 ``(N,)``: training goes block by block (see
+            :func:`chunkwise_order`); None: in any order.
+        window: how many blocks are mixed.
     """
 
     def __init__(
@@ -34,10 +37,14 @@ class EpochSampler(DistributedSampler[SampleKey]):
         training: bool,
         seed: int,
         chances: NDArray[np.float64] | None = None,
+        blocks: NDArray[np.int64] | None = None,
+        window: int = 1,
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=training, seed=seed)
         self.length = len(dataset)  # type: ignore[arg-type]
         self.chances = chances
+        self.blocks = blocks
+        self.window = window
         #: How many of the next pass's first samples to leave out; back at zero after that pass has begun.
         self.skip = 0
 
@@ -47,6 +54,8 @@ class EpochSampler(DistributedSampler[SampleKey]):
         if self.shuffle:
             rng = np.random.default_rng((self.seed, self.epoch))
             order = rng.permutation(self.length)
+            if self.blocks is not None:
+                order = chunkwise_order(self.blocks, self.seed, self.epoch, self.window)
             if self.chances is not None:
                 order = draw_evenly(self.chances[order], rng, order)
                 repeats = _occurrences_before(order)
@@ -61,6 +70,36 @@ class EpochSampler(DistributedSampler[SampleKey]):
         if self.shuffle:
             return -(-self.length // self.num_replicas)
         return len(range(self.rank, self.length, self.num_replicas))
+
+
+def chunkwise_order(blocks: NDArray[np.int64], seed: int, epoch: int, window: int) -> NDArray[np.int64]:
+    """A shuffle that visits chunk after chunk, a few at a time, so that few need to be at hand.
+
+    Chunks come in random order, and the images of each are spread evenly over the time in which the next ``window - 1``
+    chunks join in. At any time at most ``window`` chunks have been begun and not been finished, and none is visited
+    twice. Where there are no more chunks than that, every order is equally likely.
+
+    Args:
+        blocks: chunk number of each sample, shape ``(samples,)``; the numbers are labels, their order does not count.
+        seed: of the shuffle.
+        epoch: another one, another order.
+        window: how many chunks are mixed, at least 1.
+
+    Returns:
+        A permutation of the positions in ``blocks``.
+
+    Example:
+        >>> blocks = np.repeat(np.arange(4), 3)
+        >>> order = chunkwise_order(blocks, seed=0, epoch=0, window=1)
+        >>> blocks[order].tolist()
+        [1, 1, 1, 2, 2, 2, 0, 0, 0, 3, 3, 3]
+    """
+    rng = np.random.default_rng((seed, epoch))
+    chunks, codes = np.unique(blocks, return_inverse=True)
+    if len(chunks) <= window:
+        return rng.permutation(len(blocks))
+    begins = rng.permutation(len(chunks))[codes]
+    return np.argsort(begins + window * rng.random(len(blocks)), kind="stable")
 
 
 def draw_evenly(chances: NDArray[np.float64], rng: np.random.Generator, items: NDArray[np.int64]) -> NDArray[np.int64]:

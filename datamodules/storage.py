@@ -5,6 +5,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from datamodules.errors import DataError
 
 
@@ -13,9 +16,16 @@ class Storage(ABC):
 
     Attributes:
         location: a folder or an address, as people are told.
+        blocks: number of the block that each image lies in, int64, one a row; images of a block are best read one after
+            the other. None: any image is read as fast as any other.
+        window: how many blocks may be read in turns.
+        tried: whether every image has been decoded before, so that it need not be tried again.
     """
 
     location: str
+    blocks: NDArray[np.int64] | None = None
+    window: int = 1
+    tried: bool = False
 
     @abstractmethod
     def source(self, row: int) -> Path | bytes:
@@ -55,6 +65,29 @@ class FileStorage(Storage):
 
     def describe(self, row: int) -> str:
         return str(self.source(row))
+
+
+class SelectedStorage(Storage):
+    """Some rows of another storage.
+
+    Args:
+        storage: the other one.
+        rows: of it, one for each row of this one.
+    """
+
+    def __init__(self, storage: Storage, rows: Sequence[int]) -> None:
+        self.storage = storage
+        self.rows = rows
+        self.location = storage.location
+
+    def source(self, row: int) -> Path | bytes:
+        return self.storage.source(self.rows[row])
+
+    def size(self, row: int) -> int:
+        return self.storage.size(self.rows[row])
+
+    def describe(self, row: int) -> str:
+        return self.storage.describe(self.rows[row])
 
 
 def require_inside(root: Path, paths: Sequence[str], key: str) -> None:

@@ -2,14 +2,15 @@
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.storage import Storage
+from datamodules.storage import SelectedStorage, Storage
 
 #: File name endings that are taken for images.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
@@ -38,6 +39,15 @@ class Listing:
     weights: list[float] | None = None
     strata: list[str] | None = None
     separator: str | None = None
+
+    def without(self, rows: set[int]) -> "Listing":
+        """The same without some images."""
+        left = [row for row in range(len(self.paths)) if row not in rows]
+        changes: dict[str, Any] = {"storage": SelectedStorage(self.storage, left)} if rows else {}
+        for name in ("paths", "labels", "given", "groups", "weights", "strata"):
+            column = getattr(self, name)
+            changes[name] = None if column is None else [column[row] for row in left]
+        return replace(self, **changes)
 
     def classes_of(self, row: int) -> tuple[str, ...]:
         """The classes of an image: one, or any number where there is a separator."""

@@ -13,20 +13,23 @@ import warnings
 from collections.abc import Sequence
 
 from pipeline.errors import UserError, near_matches
-from pipeline.settings import LISTINGS, SUBCOMMANDS
+from pipeline.settings import DATA_COMMANDS, LISTINGS, SUBCOMMANDS
 
-SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
+SUCCESS, FAILURE, USAGE, FOUND, INTERRUPTED = 0, 1, 2, 3, 130
 
 HELP = """usage: python -m pipeline <subcommand> [--config FILE] [--<setting> VALUE ...]
 
 Fine-tune a pretrained ResNet on your own labelled images.
 
-  fit        train, test the best checkpoint, track the run in MLflow, register the model
-  validate   metrics of a checkpoint on the validation images
-  test       metrics of a checkpoint on the test images
-  predict    a CSV of predictions for a folder of images
-  backbones  the residual networks: layers, parameters, multiply-adds
-  weights    published weights of a backbone: licence, input size, parameters, whether they are here
+  fit            train, test the best checkpoint, track the run in MLflow, register the model
+  validate       metrics of a checkpoint on the validation images
+  test           metrics of a checkpoint on the test images
+  predict        a CSV of predictions for a folder of images
+  audit          what is wrong with the data: duplicates, leaks, unreadable files, wrong labels; --strict
+  crossvalidate  fit once for each of --folds parts, and test on all images together
+  convert        put the data into chunks for streaming, --to FOLDER or s3://...
+  backbones      the residual networks: layers, parameters, multiply-adds
+  weights        published weights of a backbone: licence, input size, parameters, whether they are here
 
   --config FILE     settings in YAML; see configs/
   --quiet           plain lines instead of a progress bar
@@ -44,7 +47,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: without the program's name; None: those of the process.
 
     Returns:
-        The exit code: 0; 1 a failure of the program; 2 a mistake that the person can mend; 130 interrupted.
+        The exit code: 0; 1 a failure of the program; 2 a mistake that the person can mend; 3 a strict audit found leaks
+        or unreadable images; 130 interrupted.
     """
     started = time.perf_counter()
     arguments = list(sys.argv[1:] if args is None else args)
@@ -77,15 +81,18 @@ def _run(arguments: list[str], started: float) -> int:
 
         run_listing(arguments)
         return SUCCESS
-    if arguments[0] not in SUBCOMMANDS:
-        known = (*SUBCOMMANDS, *LISTINGS)
+    if arguments[0] not in (*SUBCOMMANDS, *DATA_COMMANDS):
+        known = (*SUBCOMMANDS, *DATA_COMMANDS, *LISTINGS)
         raise UserError(
             f"expected a subcommand ({', '.join(known)}) first, found '{arguments[0]}'; "
             f"{near_matches(arguments[0], known)}see python -m pipeline --help."
         )
+    from pipeline.data_commands import run_data_command
     from pipeline.transfer_cli import TransferCLI
 
     _hush()  # after the import: Lightning sets its loggers up then
+    if arguments[0] in DATA_COMMANDS:
+        return run_data_command(arguments, sys.stdout.isatty(), started)
     TransferCLI(arguments, terminal=sys.stdout.isatty(), started=started)
     return SUCCESS
 

@@ -1,6 +1,5 @@
 """k-fold cross-validation: one run for each fold, and what all of them say together."""
 
-import argparse
 import csv
 import json
 import subprocess
@@ -17,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.metrics import Estimate
 from pipeline.evaluation.predictions import SEPARATOR, Predictions, write_csv
 from pipeline.outcome import Evaluated, write_summary
+from pipeline.parsing import BESIDE_FIT, Parser
 from pipeline.progress import say
 from pipeline.runs import CONFIG, PREDICTIONS, RUNS, SPLIT, SUMMARY, new_run_name, require_folder
 from pipeline.tracking.logger import MLflowLogger
@@ -65,20 +65,23 @@ class Folds:
         unfinished.replace(self.folder / FOLDS)
 
 
-def crossvalidate(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+def run_crossvalidate(arguments: Sequence[str]) -> int:
     """Run ``fit`` once for each fold, in processes of their own, and pool the predictions of their test parts.
 
     Together these are one prediction for every image, from a network that never saw it. A fold that is done is not run
     again.
 
     Args:
-        parser: to be given the arguments of this command.
-        arguments: of it; those it does not know are passed on to ``fit``.
+        arguments: of this command; those it does not know are passed on to ``fit``.
+
+    Returns:
+        The exit code.
 
     Raises:
         UserError: an argument is wrong, or a fold failed.
         KeyboardInterrupt: the person stopped it.
     """
+    parser = Parser("crossvalidate", "Train once for each fold, and test on all images together.", BESIDE_FIT)
     parser.add_argument("--folds", type=int, default=5, help="number of parts, at least 2; default: 5")
     parser.add_argument("--go_on", metavar="FOLDER", help="folder of an interrupted cross-validation")
     own, others = parser.parse_known_args(arguments)
@@ -106,6 +109,7 @@ def crossvalidate(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> 
                 raise
             folds.write()
     _pool(folds)
+    return 0
 
 
 def _require_settings(arguments: Sequence[str]) -> None:

@@ -1,20 +1,13 @@
 """Subcommands that tell what there is, without data and without training."""
 
-import argparse
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import NoReturn
 
-from pipeline.errors import UserError
 from pipeline.models.backbones import create_backbone, default_preprocessing, head_name
 from pipeline.models.sources import find_source, published_addresses
 from pipeline.models.summary import count_parameters, family_table, on_meta
 from pipeline.models.weights import Lineage
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}; see {self.prog} --help.")
+from pipeline.parsing import Parser
 
 
 def run_listing(arguments: Sequence[str]) -> None:
@@ -32,12 +25,12 @@ def run_listing(arguments: Sequence[str]) -> None:
 
 def _backbones(arguments: Sequence[str]) -> None:
     description = "The residual networks that model.backbone takes; timm/<model> is any classifier of timm beside them."
-    _Parser("python -m pipeline backbones", description=description).parse_args(arguments)
+    Parser("backbones", description).parse_args(arguments)
     print(family_table())
 
 
 def _weights(arguments: Sequence[str]) -> None:
-    parser = _Parser("python -m pipeline weights", description="Published weights that fit a backbone.")
+    parser = Parser("weights", "Published weights that fit a backbone.")
     parser.add_argument("--backbone", required=True, help="as in model.backbone: resnet50, timm/convnext_tiny, ...")
     backbone = parser.parse_args(arguments).backbone
     default_preprocessing(backbone)  # refuses an unknown name

@@ -16,6 +16,7 @@ _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 # How the parser reports that a class did not accept its arguments.
 _REFUSED_BY_A_CLASS = "Does not validate against any of the Union subtypes"
 _KIND = "Expected a "
+_MISSING = re.compile(r"the following arguments are required: ([\w.]+)")
 _PARSER_KEY = re.compile(r'Parser key "([^"]+)"')
 # Lines of the parser's report that name a way out nobody asked for, or repeat the input.
 _BOILERPLATE = re.compile(
@@ -58,6 +59,9 @@ def _explain_parser(text: str) -> str:
     if match := _LINKED_KEY.search(text):
         return f"{match[1]}: expected no value, found one; remove it: it follows from other settings."
     keys = ".".join(_PARSER_KEY.findall(text))
+    if match := _MISSING.search(text):
+        key = f"{keys}.{match[1]}".strip(".")
+        return f"{key}: expected a value, found none; give --{key} <value>, or set it in the configuration."
     match, abstract = _UNKNOWN_CLASS.search(text), "class, but is abstract" in text
     if (match or abstract) and keys in _classes():
         known = _classes()[keys]
@@ -104,21 +108,29 @@ def _classes() -> dict[str, list[str]]:
 def _settings() -> list[str]:
     from lightning.pytorch import Trainer
 
+    import datamodules
     from pipeline.task import ClassificationTask
     from pipeline.tracking.logger import MLflowLogger
 
     owners = {
         "model": ClassificationTask,
+        **{f"data {name}": getattr(datamodules, name) for name in _classes()["data"]},
         "data": ImageDataModule,
         "trainer": Trainer,
         "logger": MLflowLogger,
     }
-    names = [f"{section}.{name}" for section, owner in owners.items() for name in inspect.signature(owner).parameters]
+    names = [
+        f"{section.partition(' ')[0]}.{name}"
+        for section, owner in owners.items()
+        for name, parameter in inspect.signature(owner).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
     inside = [f"data.init_args.{name.removeprefix('data.')}" for name in names if name.startswith("data.")]
     own = [
         "seed_everything",
         "finetuning",
         "monitor",
+        "imbalance",
         "patience",
         "registered_model_name",
         "output",

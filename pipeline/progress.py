@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
+from tqdm import tqdm
 
 
 @rank_zero_only
@@ -30,6 +31,32 @@ def warn_scratch(reason: str) -> None:
         file=sys.stderr,
         flush=True,
     )
+
+
+class Meter:
+    """A bar for what takes long beside training, such as trying every image; it goes when that is done.
+
+    Args:
+        shown: whether a person is looking; otherwise nothing is shown.
+    """
+
+    def __init__(self, shown: bool) -> None:
+        self.shown = shown
+        self._bar: tqdm[Any] | None = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Tell how much of something is done, of how much."""
+        if not self.shown:
+            return
+        if self._bar is not None and (self._bar.desc, self._bar.total) != (f"{what}: ", total):
+            self._bar.close()
+            self._bar = None
+        if self._bar is None:
+            self._bar = tqdm(desc=what, total=total, leave=False, unit=" images", file=sys.stdout)
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self._bar.close()
+            self._bar = None
 
 
 class ProgressBar(TQDMProgressBar):

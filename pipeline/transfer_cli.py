@@ -1,5 +1,6 @@
 """The Lightning command line of this project: its arguments, its links, and the trainer it makes."""
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from pipeline.models.sources import REGISTRY
 from pipeline.models.weights import Lineage, preprocessing_record
 from pipeline.monitor import choose_monitor
 from pipeline.precision import pick_precision
-from pipeline.progress import ProgressBar, say, warn_scratch
+from pipeline.progress import Meter, ProgressBar, say, warn_scratch
 from pipeline.provenance import code_revision
 from pipeline.registry.weights import registered_weights
 from pipeline.runs import LAST, PREDICTIONS, RUNS, RunFolder, find_resumable, new_run_name, require_folder
@@ -156,6 +157,7 @@ class TransferCLI(LightningCLI):
         given = settings.trainer.callbacks or []
         user_callbacks: list[Callback] = given if isinstance(given, list) else [given]
         bar = self.terminal and not settings.quiet
+        self.datamodule.progress = Meter(bar and os.environ.get("LOCAL_RANK", "0") == "0")
         if self.subcommand == "fit":
             self.fitting = self._make_fitting()
             callbacks = self.fitting.callbacks
