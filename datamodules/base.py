@@ -18,6 +18,7 @@ from datamodules.division import Division
 from datamodules.errors import DataError
 from datamodules.keeping import kept_images
 from datamodules.preprocessing import Preprocessing
+from datamodules.record import measured_record, resolve_record
 from datamodules.sampling import EpochSampler, class_balance
 from datamodules.storage import FileStorage, Storage
 from datamodules.table import ImageTable, Listing, list_images
@@ -123,7 +124,10 @@ class ImageDataModule(LightningDataModule):
         self._multi_label = multi_label
         #: Images per class in training, in the order of ``classes``; None where classes came from elsewhere.
         self.class_counts = None if classes is not None else [self.table.counts("train")[name] for name in self.classes]
-        self.preprocessing = self._resolve_preprocessing(preprocessing, image_size, crop_fraction, channels, dtype)
+        record = resolve_record(preprocessing, image_size, crop_fraction)
+        if (channels, dtype) != (record["channels"], record.get("dtype", "uint8")):
+            record = measured_record(record, channels, dtype, self._channel_statistics)
+        self.preprocessing = Preprocessing.from_dict(record)
         self.augmentation = Augmentation(train_transforms, self.preprocessing)
         #: Told what takes long: its name, how much is done, of how many.
         self.progress: Callable[[str, int, int], None] = lambda *_: None
@@ -167,42 +171,9 @@ class ImageDataModule(LightningDataModule):
         _require_known(table, classes)
         return classes
 
-    def _resolve_preprocessing(
-        self,
-        record: dict[str, Any] | None,
-        image_size: int | Literal["auto"],
-        crop_fraction: float | Literal["auto"],
-        channels: int,
-        dtype: str,
-    ) -> Preprocessing:
-        if record is None:
-            raise DataError(
-                "data.preprocessing: expected the record that belongs to the model's weights, found none; "
-                "pass pipeline.models.weights.preprocessing_record(backbone, weights)."
-            )
-        values = dict(record)
-        if image_size != "auto":
-            values["size"] = image_size
-        if crop_fraction != "auto":
-            values["crop"] = crop_fraction
-        if values["size"] < 32:
-            raise DataError(f"data.image_size: expected at least 32 pixels, found {values['size']}.")
-        if not 0 < values["crop"] <= 1:
-            raise DataError(f"data.crop_fraction: expected a share in (0, 1], found {values['crop']}.")
-        if (channels, dtype) != (values["channels"], values.get("dtype", "uint8")):
-            # The weights say nothing of such images.
-            values |= {"channels": channels, "dtype": dtype, "mean": [0.0] * channels, "std": [1.0] * channels}
-            try:
-                mean, std = channel_statistics(
-                    self._dataset("train", Preprocessing.from_dict(values), None), self.division.seed
-                )
-            except OSError as error:
-                raise DataError(
-                    f"data.channels and data.dtype: expected images with {channels} channels of {dtype}, found none "
-                    f"among the training images ({error}); set them to what the images have."
-                ) from error
-            values |= {"mean": mean, "std": std}
-        return Preprocessing.from_dict(values)
+    def _channel_statistics(self, record: dict[str, Any]) -> tuple[list[float], list[float]]:
+        dataset = self._dataset("train", Preprocessing.from_dict(record), None)
+        return channel_statistics(dataset, self.division.seed)
 
     def paths(self, split: str) -> list[str]:
         """Paths of a split (``train``, ``val``, ``test`` or ``predict``), by a batch's ``index``."""
