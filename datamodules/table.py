@@ -29,6 +29,7 @@ class Listing:
         weights: of each image in the training loss; None: all alike.
         strata: what drawn splits are balanced by; None: the labels.
         separator: between the classes of one image; None: each has exactly one class.
+        metadata: what else the source says of each image, by name; None: nothing.
     """
 
     storage: Storage
@@ -39,6 +40,7 @@ class Listing:
     weights: list[float] | None = None
     strata: list[str] | None = None
     separator: str | None = None
+    metadata: dict[str, list[str]] | None = None
 
     def without(self, rows: set[int]) -> "Listing":
         """The same without some images."""
@@ -47,6 +49,8 @@ class Listing:
         for name in ("paths", "labels", "given", "groups", "weights", "strata"):
             column = getattr(self, name)
             changes[name] = None if column is None else [column[row] for row in left]
+        if self.metadata is not None:
+            changes["metadata"] = {key: [column[row] for row in left] for key, column in self.metadata.items()}
         return replace(self, **changes)
 
     def classes_of(self, row: int) -> tuple[str, ...]:
