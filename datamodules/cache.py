@@ -143,7 +143,7 @@ class ImageCache:
     def get(self, position: int) -> NDArray[Any] | None:
         """Pixels of an image, ``(height, width, channels)``, a read-only view of the file.
 
-        The first time that a process reads an image it is checked, at about a gigabyte a second.
+        The first time that a process reads an image it is checked, at some gigabytes a second.
 
         Returns:
             None for an image that is not kept, is damaged (the cache is then built again when it is next opened), or
@@ -161,7 +161,7 @@ class ImageCache:
         if not self._checked[position]:
             if zlib.crc32(pixels.data) != crc32:
                 with suppress(OSError):  # a full disk
-                    os.write(self._lock, b"damaged\n")  # into this entry, even if another is in its place by now
+                    os.pwrite(self._lock, b"damaged", 0)  # into this entry, even if another is in its place by now
                 return None
             self._checked[position] = True
         return pixels
@@ -197,7 +197,8 @@ class _Build:
 
     def run(self) -> None:
         building = self.folder.building(self.key)
-        subject = digest(self.recipe, os.fsencode("\0".join(map(self.storage.describe, self.rows))))
+        names = [self.storage.location, *map(self.storage.describe, self.rows)]
+        subject = digest(self.recipe, os.fsencode("\0".join(names)))
         with explaining(self.folder.root):
             self.folder.sweep()
             self.folder.remove(self.key)

@@ -13,9 +13,8 @@ import warnings
 from collections.abc import Sequence
 
 from pipeline.errors import UserError, near_matches
+from pipeline.exits import FAILURE, INTERRUPTED, SUCCESS, USAGE
 from pipeline.settings import DATA_COMMANDS, LISTINGS, SUBCOMMANDS
-
-SUCCESS, FAILURE, USAGE, FOUND, INTERRUPTED = 0, 1, 2, 3, 130
 
 HELP = """usage: python -m pipeline <subcommand> [--config FILE] [--<setting> VALUE ...]
 

@@ -1,0 +1,102 @@
+"""``python -m pipeline audit``: what is wrong with the data, before anything is trained on it."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules import ImageDataModule
+from datamodules.audit import Inspection, audit, findings, inspect, write_report
+from datamodules.audit.audit import Augmented
+from datamodules.audit.inspection import as_rgb
+from datamodules.decode import decode
+from pipeline.data_commands import DataCLI
+from pipeline.exits import FOUND, SUCCESS
+from pipeline.finetuning.features import image_features
+from pipeline.parsing import BESIDE_FIT, Parser
+from pipeline.progress import Meter, say
+from pipeline.task import ClassificationTask
+
+#: Training images that the report shows augmented, and how often each.
+_SHOWN, _TIMES = 6, 6
+
+
+def run_audit(arguments: Sequence[str], terminal: bool, started: float) -> int:
+    """Look for unreadable images, copies, leaks and wrong labels; write a page and a JSON file.
+
+    Labels are judged, and near copies compared, by features of the network that ``model.weights`` names; without
+    weights, or where they cannot be reached, that part is left out and the reason said.
+
+    Args:
+        arguments: of this command; those it does not know are settings of ``fit``.
+        terminal: whether a person is looking.
+        started: ``time.perf_counter()`` when the program started.
+
+    Returns:
+        The exit code: 3 with ``--strict`` where an image cannot be read, or stands in more than one split.
+
+    Raises:
+        UserError: an argument is wrong.
+        DataError: the data is not as described.
+    """
+    parser = Parser("audit", "Find out what is wrong with the data before training on it.", BESIDE_FIT)
+    parser.add_argument("--to", default="audit", metavar="FOLDER", help="where the report is written; default: audit")
+    parser.add_argument(
+        "--strict", action="store_true", help="end with exit code 3 where images are unreadable or cross the splits"
+    )
+    own, others = parser.parse_known_args(arguments)
+    cli = DataCLI(["fit", *others, "--model.weights_fallback=scratch"], terminal, started)
+    data, task, meter = cli.datamodule, cli.model, Meter(terminal)
+    table, record = data.table, data.preprocessing
+    read = partial(decode, channels=record.channels, dtype=record.dtype)
+    storage = table.listing.storage
+    inspection = inspect(storage, table.paths, read, partial(meter, "reading"))
+    features = None
+    if task.load_report is not None:
+        features = _features(task, data, inspection, meter)
+    found = audit(
+        table,
+        inspection=inspection,
+        features=features,
+        decode=read,
+        augmented=_augmented(data, inspection),
+        progress=lambda what, done, total: meter(what, done, total),
+        seed=data.seed,
+    )
+    page, content = write_report(found, Path(own.to))
+    say(f"{len(table.paths):,} images in {storage.location}")
+    if features is None:
+        reason = task.fallback_reason or "model.weights is not set"
+        say(f"labels      not judged, and copies compared by their pixels alone: {reason}")
+    for finding in findings(found):
+        say(f"{finding.level:<11} {finding.title}")
+    say(f"\nreport      {page}\n            {content}")
+    if own.strict and not found.passed:
+        say("strict      images are unreadable or stand in more than one split")
+        return FOUND
+    return SUCCESS
+
+
+def _features(
+    task: ClassificationTask, data: ImageDataModule, inspection: Inspection, meter: Meter
+) -> NDArray[np.float32]:
+    """Of every image, float32 ``(N, F)``; not finite where it cannot be read."""
+    rows = np.flatnonzero(inspection.readable)
+    found = image_features(task, data.everything(), rows, partial(meter, "features"))
+    features = np.full((len(inspection.facts), found.shape[1]), np.nan, np.float32)
+    features[rows] = found
+    return features
+
+
+def _augmented(data: ImageDataModule, inspection: Inspection) -> list[Augmented]:
+    """Some training images, as they are and as training will see them."""
+    dataset, shown = data.dataset("train"), []
+    usable = [index for index, row in enumerate(dataset.rows) if inspection.readable[row]]
+    for place in np.unique(np.linspace(0, len(usable) - 1, min(_SHOWN, len(usable))).astype(int)):
+        index = usable[place]
+        seen: list[Any] = [dataset[(epoch, index, 0)]["image"].permute(1, 2, 0).numpy() for epoch in range(_TIMES)]
+        shown.append((as_rgb(dataset.open(index).pixels()), [as_rgb(image) for image in seen]))
+    return shown
