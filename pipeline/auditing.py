@@ -1,24 +1,31 @@
 """``python -m pipeline audit``: what is wrong with the data, before anything is trained on it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from datamodules import ImageDataModule
 from datamodules.audit import Inspection, audit, findings, inspect, write_report
 from datamodules.audit.audit import Augmented
 from datamodules.audit.inspection import as_rgb
+from datamodules.checking import usable_cores
+from datamodules.dataset import ImageLoader
 from datamodules.decode import decode
 from pipeline.data_commands import DataCLI
 from pipeline.exits import FOUND, SUCCESS
-from pipeline.finetuning.features import image_features
+from pipeline.finetuning.features import FeatureStore, extract_features, network_digest
+from pipeline.models.backbones import features
 from pipeline.parsing import BESIDE_FIT, Parser
 from pipeline.progress import Meter, say
 from pipeline.task import ClassificationTask
+
+Progress = Callable[[int, int], None]
 
 #: Training images that the report shows augmented, and how often each.
 _SHOWN, _TIMES = 6, 6
@@ -54,21 +61,21 @@ def run_audit(arguments: Sequence[str], terminal: bool, started: float) -> int:
     read = partial(decode, channels=record.channels, dtype=record.dtype)
     storage = table.listing.storage
     inspection = inspect(storage, table.paths, read, partial(meter, "reading"))
-    features = None
+    of_network = None
     if task.load_report is not None:
-        features = _features(task, data, inspection, meter)
+        of_network = _features(task, data, inspection, Path(own.to) / "features", partial(meter, "features"))
     found = audit(
         table,
         inspection=inspection,
-        features=features,
+        features=of_network,
         decode=read,
         augmented=_augmented(data, inspection),
-        progress=lambda what, done, total: meter(what, done, total),
+        progress=meter,
         seed=data.seed,
     )
     page, content = write_report(found, Path(own.to))
     say(f"{len(table.paths):,} images in {storage.location}")
-    if features is None:
+    if of_network is None:
         reason = task.fallback_reason or "model.weights is not set"
         say(f"labels      not judged, and copies compared by their pixels alone: {reason}")
     for finding in findings(found):
@@ -81,19 +88,37 @@ def run_audit(arguments: Sequence[str], terminal: bool, started: float) -> int:
 
 
 def _features(
-    task: ClassificationTask, data: ImageDataModule, inspection: Inspection, meter: Meter
+    task: ClassificationTask, data: ImageDataModule, inspection: Inspection, folder: Path, progress: Progress
 ) -> NDArray[np.float32]:
     """Of every image, float32 ``(N, F)``; not finite where it cannot be read."""
     rows = np.flatnonzero(inspection.readable)
-    found = image_features(task, data.everything(), rows, partial(meter, "features"))
-    features = np.full((len(inspection.facts), found.shape[1]), np.nan, np.float32)
-    features[rows] = found
-    return features
+    dataset, network = data.everything(), task.network
+    record = {"backbone": task.hparams["backbone"], "preprocessing": data.preprocessing.to_dict()}
+
+    def read_images(wanted: Sequence[int]) -> Iterator[Tensor]:
+        keys = [(0, int(rows[number]), 0) for number in wanted]
+        for batch in ImageLoader(dataset, batch_size=32, sampler=keys, num_workers=usable_cores()):
+            yield batch["image"]
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    task.to(device)
+    found = extract_features(
+        network,
+        lambda images: features(network, task.normalise(images.to(device))),
+        read_images,
+        [inspection.facts[row].digest for row in rows],
+        FeatureStore(folder, network_digest(network), record),
+        progress=progress,
+    )
+    whole = np.full((len(inspection.facts), found.shape[1]), np.nan, np.float32)
+    whole[rows] = found
+    return whole
 
 
 def _augmented(data: ImageDataModule, inspection: Inspection) -> list[Augmented]:
     """Some training images, as they are and as training will see them."""
-    dataset, shown = data.dataset("train"), []
+    dataset = data.dataset("train")
+    shown: list[Augmented] = []
     usable = [index for index, row in enumerate(dataset.rows) if inspection.readable[row]]
     for place in np.unique(np.linspace(0, len(usable) - 1, min(_SHOWN, len(usable))).astype(int)):
         index = usable[place]

@@ -63,7 +63,9 @@ class Candidates:
     def best_of_each_copy(self, count: int) -> "Candidates":
         """The ``count`` most alike originals of each copy."""
         ordered = self.best_first()
-        ordered = ordered[np.unique(ordered.copy * (ordered.original.max(initial=0) + 1) + ordered.original, return_index=True)[1]]
+        ordered = ordered[
+            np.unique(ordered.copy * (ordered.original.max(initial=0) + 1) + ordered.original, return_index=True)[1]
+        ]
         ordered = ordered[np.lexsort((-ordered.cosine, ordered.copy))]
         rank = np.arange(len(ordered)) - np.searchsorted(ordered.copy, ordered.copy)
         return ordered[rank < count]
@@ -90,9 +92,7 @@ def find_candidates(grey: NDArray[np.uint8], features: Floats | None = None) -> 
     # What all images share, such as a background or a frame, says nothing about two of them.
     common = grey.mean(0, dtype=np.float64).astype(np.float32)
     cropped = [describe(grey, common, margin=margin) for margin in range(len(MARGINS))]
-    found = [
-        _alike(cropped[0], rows, NEIGHBOURS + 1, _LEAST_COSINE, margin, 0) for margin, rows in enumerate(cropped)
-    ]
+    found = [_alike(cropped[0], rows, NEIGHBOURS + 1, _LEAST_COSINE, margin, 0) for margin, rows in enumerate(cropped)]
     kept = [_join(found).best_of_each_copy(NEIGHBOURS)]
     for orientation in range(1, len(ORIENTATIONS)):
         turned = describe(grey, common, orientation=orientation)

@@ -44,7 +44,9 @@ def findings(audit: Audit) -> list[Finding]:
     """Everything that was found, the gravest first."""
     order = ("problem", "warning", "note")
     parts = (_unreadable, _leaks, _crossing, _conflicts, _labels, _shortcut, _suggested, _classes, _pictures, _files)
-    return sorted((finding for part in parts for finding in part(audit)), key=lambda finding: order.index(finding.level))
+    return sorted(
+        (finding for part in parts for finding in part(audit)), key=lambda finding: order.index(finding.level)
+    )
 
 
 def _of(count: int, what: str, several: str | None = None) -> str:
@@ -82,7 +84,7 @@ def _leaks(audit: Audit) -> Iterator[Finding]:
         "leaks",
         "problem",
         f"{_of(len(leaks), 'picture')} {'is' if len(leaks) == 1 else 'are'} in more than one split",
-        f"{len(leaks) - near:,} as identical copies, {near:,} as near ones. "
+        f"{len(leaks) - near or 'None'} as identical copies, {near or 'none'} as near ones. "
         + ("; ".join(parts) + ": results on them are too good." if parts else "Validation and test share pictures."),
         f"Delete all copies but one, or keep them on one side: {GROUPS_FILE} beside this report gives the copies of a "
         "picture one group.",
@@ -113,8 +115,9 @@ def _conflicts(audit: Audit) -> Iterator[Finding]:
             "conflicts",
             "problem",
             f"{_of(count, 'picture')} {'has' if count == 1 else 'have'} different labels on {'its' if count == 1 else 'their'} copies",
-            "At most one of the labels is right.",
-            "Decide, and delete the other copies.",
+            f"{sum(1 for one in audit.conflicts if one.kind != 'near'):,} of them on identical copies, where at most one label "
+            "is right; near copies may differ in what the label is about.",
+            "Look at them, decide, and correct the label or delete the other copies.",
             count,
             "duplicates",
         )
@@ -136,7 +139,9 @@ def _labels(audit: Audit) -> Iterator[Finding]:
     if not count:
         return
     share = count / len(audit.table.paths)
-    blame = " So many speak for classes that are hard to tell apart rather than for wrong labels." * (share > _MANY_SUSPECTS)
+    blame = " So many speak for classes that are hard to tell apart rather than for wrong labels." * (
+        share > _MANY_SUSPECTS
+    )
     yield Finding(
         "labels",
         "warning",
@@ -265,7 +270,7 @@ def _pictures(audit: Audit) -> Iterator[Finding]:
             "warning",
             f"{_of(len(inside), 'picture')} {'is' if len(inside) == 1 else 'are'} more than once in one split ({extra:,} to spare)",
             "Copies count twice in training, and in a test they make its interval too narrow.",
-            "Delete all copies but one.",
+            f"Delete all copies but one; or train from {GROUPS_FILE}, in which the copies of a picture are a group.",
             len(inside),
             "duplicates",
         )

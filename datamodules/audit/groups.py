@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Things of which several pictures are taken, the closest kin first.
-_BEINGS = "patient|subject|person|participant|volunteer|donor|animal|individual|plant|tree|specimen|sample|biopsy|case|id"
+_BEINGS = (
+    "patient|subject|person|participant|volunteer|donor|animal|individual|plant|tree|specimen|sample|biopsy|case|id"
+)
 _FILMS = "video|vid|clip|movie|film|sequence|seq|track|burst|scan|slide|study|exam|session"
 _PLACES = "site|scene|place|location|station|camera|cam|plot|field|house|room|batch|lot|module|panel|wafer|board|device"
 _CHANGES = "aug|augmented|flip|flipped|hflip|vflip|mirror|rot|rotated|crop|bright|dark|noise|blur|copy|edited|small"
@@ -22,7 +24,10 @@ _END = r"\.[^./]+$"
 # What a name may be made of, the most telling first, with what its groups are. Only the last part of the path is
 # looked at, except where folders are the groups.
 _PATTERNS = (
-    (rf"(?:^|/)(?P<group>[^/]+)[._](?:jpe?g|png|bmp|webp|tiff?)\.rf\.[0-9a-f]+{_END}", "pictures that Roboflow changed"),
+    (
+        rf"(?:^|/)(?P<group>[^/]+)[._](?:jpe?g|png|bmp|webp|tiff?)\.rf\.[0-9a-f]+{_END}",
+        "pictures that Roboflow changed",
+    ),
     (
         rf"(?i)(?:^|/)(?P<group>[^/]+?)(?:[-_. ]+(?:{_CHANGES})[-_ ]?\d*| ?\(\d+\)| - copy)*{_END}",
         "a picture and its changed copies",
@@ -161,7 +166,9 @@ def _alike(codes: NDArray[np.int64], labels: Sequence[str], likeness: NDArray[np
     classes = np.unique(labels, return_inverse=True)[1]
     order = np.lexsort((rng.random(len(codes)), codes, classes))
     neighbours = np.stack([order[:-1], order[1:]], 1)
-    same = (codes[neighbours[:, 0]] == codes[neighbours[:, 1]]) & (classes[neighbours[:, 0]] == classes[neighbours[:, 1]])
+    same = (codes[neighbours[:, 0]] == codes[neighbours[:, 1]]) & (
+        classes[neighbours[:, 0]] == classes[neighbours[:, 1]]
+    )
     inside = rng.permutation(neighbours[same])[:_PAIRS]
     across = []
     for one, _ in inside:

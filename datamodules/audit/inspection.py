@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 
 from datamodules import decode as decoding
 from datamodules.storage import Storage
@@ -38,8 +38,6 @@ _FORMATS = {
     ".npy": ("NPY",),
 }
 _MODE_BITS = {"1": 1, "I;16": 16, "I;16B": 16, "I;16L": 16, "I;16N": 16, "I": 32, "F": 32}
-# Where the camera stood on its side: EXIF orientations that exchange width and height.
-_TURNED = (5, 6, 7, 8)
 _BITS_PER_SAMPLE = 258  # of TIFF
 
 # What people have in place of pictures, by its first bytes.
@@ -67,8 +65,8 @@ class ImageFacts:
         digest: SHA-256 of the encoded image.
         pixel_digest: SHA-256 of the decoded pixels with their shape and type.
         format: as Pillow calls it (``JPEG``), or ``NPY``.
-        width: in pixels, upright.
-        height: in pixels, upright.
+        width: in pixels, upright; of an unreadable image as its head says.
+        height: likewise.
         mode: as Pillow calls it (``RGB``), or the type of an array (``float32``).
         channels: as stored; a palette counts as one.
         bits: of one channel of one pixel.
@@ -215,13 +213,10 @@ def _header(content: bytes) -> dict[str, Any]:
         return {"format": "NPY"}
     try:
         with Image.open(io.BytesIO(content)) as image:
-            width, height = image.size
-            if image.getexif().get(ExifTags.Base.Orientation) in _TURNED:
-                width, height = height, width
             return {
                 "format": image.format or "",
-                "width": width,
-                "height": height,
+                "width": image.width,
+                "height": image.height,
                 "mode": image.mode,
                 "channels": len(image.getbands()),
                 "bits": _bits(image, content),

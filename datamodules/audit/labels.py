@@ -90,7 +90,9 @@ def judge_labels(
     classes = sorted(counts)
     number = {name: index for index, name in enumerate(classes)}
     unit = np.unique([str(value) for value in together], return_inverse=True)[1]
-    rarest = np.array([min((number[name] for name in names), key=lambda c: counts[classes[c]], default=-1) for names in labels])
+    rarest = np.array(
+        [min((number[name] for name in names), key=lambda c: counts[classes[c]], default=-1) for names in labels]
+    )
     folds = _folds(rarest, unit, seed)
     judged = np.array([all(counts[name] >= FEWEST for name in names) for names in labels], bool)
     if not folds or len(classes) < 2:
@@ -178,7 +180,9 @@ def _confident_other(probability: Floats, given: Integers, judged: NDArray[np.bo
     """The class that an image confidently seems to be of instead of the given one; -1: none."""
     own = probability[np.arange(len(given)), given]
     count = probability.shape[1]
-    usual = np.array([own[judged & (given == c)].mean() if (judged & (given == c)).any() else np.inf for c in range(count)])
+    usual = np.array(
+        [own[judged & (given == c)].mean() if (judged & (given == c)).any() else np.inf for c in range(count)]
+    )
     confident = (probability >= usual) & (probability > own[:, None])
     best = np.where(confident, probability, -1.0).argmax(1)
     return np.where(confident.any(1), best, -1)

@@ -54,7 +54,9 @@ def _nearest_in_cells(queries: Floats, rows: Floats, count: int, seed: int) -> t
     rng = np.random.default_rng(seed)
     centres = rows[rng.choice(len(rows), int(np.sqrt(len(rows))), replace=False)]
     cell = np.concatenate([(block @ centres.T).argmax(1) for block in _blocks(rows)])
-    probed = np.concatenate([_best(block @ centres.T, np.arange(len(centres)), PROBES)[0] for block in _blocks(queries)])
+    probed = np.concatenate(
+        [_best(block @ centres.T, np.arange(len(centres)), PROBES)[0] for block in _blocks(queries)]
+    )
     members = _by_value(cell, len(centres))
     asking = _by_value(probed.ravel(), len(centres))
     index = np.full((len(queries), count), -1, np.int64)

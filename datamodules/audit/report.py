@@ -47,12 +47,15 @@ def as_json(audit: Audit) -> dict[str, Any]:
     ``properties``).
     """
     table, facts = audit.table, audit.inspection.facts
-    named = [{"path": path, "label": table.labels[row], "split": table.splits[row]} for row, path in enumerate(table.paths)]
+    named = [
+        {"path": path, "label": table.labels[row], "split": table.splits[row]} for row, path in enumerate(table.paths)
+    ]
     readable = [fact for fact in facts if fact.problem is None]
 
     def plain(cluster: Cluster) -> dict[str, Any]:
         pairs = [
-            {**asdict(pair), "first": table.paths[pair.first], "second": table.paths[pair.second]} for pair in cluster.pairs
+            {**asdict(pair), "first": table.paths[pair.first], "second": table.paths[pair.second]}
+            for pair in cluster.pairs
         ]
         return {
             "kind": cluster.kind,
@@ -119,7 +122,8 @@ def as_html(audit: Audit, made: datetime | None = None) -> str:
     readable = [fact for fact in facts if fact.problem is None]
     picture = Thumbnails(table.listing.storage, audit.decode, _SIDE)
     examples = [
-        (inline(original, _SIDE), [inline(variant, _SIDE) for variant in variants]) for original, variants in audit.augmented
+        (inline(original, _SIDE), [inline(variant, _SIDE) for variant in variants])
+        for original, variants in audit.augmented
     ]
     template = resources.files("datamodules.audit").joinpath("report.html.j2").read_text(encoding="utf-8")
     page = environment.from_string(template).render(
@@ -203,7 +207,11 @@ def _odd_files(audit: Audit) -> list[tuple[int, str]]:
     facts = audit.inspection.facts
     return [
         *((row, f"the lower {facts[row].missing_rows:.0%} is missing") for row in audit.damaged),
-        *((row, "shows nothing: every pixel has nearly the same shade") for row in audit.flat if row not in audit.damaged),
+        *(
+            (row, "shows nothing: every pixel has nearly the same shade")
+            for row in audit.flat
+            if row not in audit.damaged
+        ),
         *((row, f"holds {facts[row].format}, which its ending does not say") for row in audit.misnamed),
         *((row, f"{facts[row].frames:,} pictures in one file; the first is used") for row in audit.animated),
     ]
