@@ -121,8 +121,8 @@ class ImageDataModule(LightningDataModule):
         #: The label space in order; a model's output ``i`` is the score of ``classes[i]``.
         self.classes = list(classes) if classes is not None else self._classes_of_training_data()
         self._multi_label = multi_label
-        #: Images per class in training, in the order of ``classes``; None where classes came from elsewhere.
-        self.class_counts = None if classes is not None else [self.table.counts("train")[name] for name in self.classes]
+        #: Share of the training images that have each class, in order; None where classes came from elsewhere.
+        self.class_shares = None if classes is not None else self._shares_of_training_data()
         self.preprocessing = self._resolve_preprocessing(preprocessing, image_size, crop_fraction, channels, dtype)
         self.augmentation = Augmentation(train_transforms, self.preprocessing)
         #: Told what takes long: its name, how much is done, of how many.
@@ -166,6 +166,10 @@ class ImageDataModule(LightningDataModule):
             )
         _require_known(table, classes)
         return classes
+
+    def _shares_of_training_data(self) -> list[float]:
+        counts, images = self.table.counts("train"), len(self.table.rows("train"))
+        return [counts[name] / images for name in self.classes]
 
     def _resolve_preprocessing(
         self,

@@ -26,7 +26,7 @@ FOLLOWING = {
     "model.seed": "it follows seed_everything",
     "model.multi_label": "it follows from the data (data.label_separator)",
     "model.imbalance": "it follows the setting imbalance, beside data and model",
-    "model.class_counts": "it follows from the training data",
+    "model.class_shares": "it follows from the training data",
 }
 
 #: Settings of the trainer that leave out images which results are reported for, with the values that do not.
