@@ -1,5 +1,6 @@
 """What is learned: image classification with a network, its loss, its metrics and its optimizer."""
 
+import math
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
@@ -108,8 +109,8 @@ class ClassificationTask(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if mixing_alpha != "auto" and not mixing_alpha > 0:
-            raise UserError(f"model.mixing_alpha: expected a strength above 0, found {mixing_alpha}.")
+        if mixing_alpha != "auto" and not 0 < mixing_alpha < math.inf:
+            raise UserError(f"model.mixing_alpha: expected a finite strength above 0, found {mixing_alpha}.")
         shares = {"warmup_fraction": warmup_fraction, "label_smoothing": label_smoothing, "dropout": dropout}
         for name, share in shares.items():
             if not 0 <= share < 1:
