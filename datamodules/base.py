@@ -122,8 +122,8 @@ class ImageDataModule(LightningDataModule):
         #: The label space in order; a model's output ``i`` is the score of ``classes[i]``.
         self.classes = list(classes) if classes is not None else self._classes_of_training_data()
         self._multi_label = multi_label
-        #: Images per class in training, in the order of ``classes``; None where classes came from elsewhere.
-        self.class_counts = None if classes is not None else [self.table.counts("train")[name] for name in self.classes]
+        #: Share of the training images that have each class, in order; None where classes came from elsewhere.
+        self.class_shares = None if classes is not None else self._shares_of_training_data()
         record = resolve_record(preprocessing, image_size, crop_fraction)
         if (channels, dtype) != (record["channels"], record.get("dtype", "uint8")):
             record = measured_record(record, channels, dtype, self._channel_statistics)
@@ -170,6 +170,10 @@ class ImageDataModule(LightningDataModule):
             )
         _require_known(table, classes)
         return classes
+
+    def _shares_of_training_data(self) -> list[float]:
+        counts, images = self.table.counts("train"), len(self.table.rows("train"))
+        return [counts[name] / images for name in self.classes]
 
     def _channel_statistics(self, record: dict[str, Any]) -> tuple[list[float], list[float]]:
         dataset = self._dataset("train", Preprocessing.from_dict(record), None)

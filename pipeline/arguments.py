@@ -63,7 +63,7 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     parser.link_arguments("imbalance", "data.init_args.imbalance")
     parser.link_arguments("imbalance", "model.imbalance")
     parser.link_arguments("data.multi_label", "model.multi_label", apply_on="instantiate")
-    parser.link_arguments("data.class_counts", "model.class_counts", apply_on="instantiate")
+    parser.link_arguments("data.class_shares", "model.class_shares", apply_on="instantiate")
     parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
     parser.link_arguments(
         "data.preprocessing",

@@ -31,15 +31,16 @@ class Mixture:
 def mix(
     images: Tensor, kind: Literal["mixup", "cutmix", "either"], alpha: float | None, key: tuple[int, ...]
 ) -> Mixture:
-    """Mix every image of a batch with another of it.
+    """Mix every image of a batch with the one before it (training draws batches in random order).
 
     Mixup adds the two (Zhang et al. 2018, https://arxiv.org/abs/1710.09412), CutMix puts a rectangle of one into the
     other (Yun et al. 2019, https://arxiv.org/abs/1905.04899); ``either`` tosses a coin for each batch.
 
     Args:
-        images: float ``(N, C, H, W)``; left as they are.
+        images: float ``(N, C, H, W)``; left as they are. One alone stays as it is.
         kind: which.
-        alpha: of the Beta distribution of the share; None: 0.2 for mixup, 1.0 for CutMix, as in the papers.
+        alpha: of the Beta distribution of the share, finite and above 0; None: 0.2 for mixup, 1.0 for CutMix, as in
+            the papers.
         key: what decides every draw, such as seed, epoch and batch.
     """
     rng = np.random.default_rng(key)
@@ -47,7 +48,7 @@ def mix(
         kind = "mixup" if rng.random() < 0.5 else "cutmix"
     strength = _ALPHAS[kind] if alpha is None else alpha
     share = float(rng.beta(strength, strength))
-    partner = torch.from_numpy(rng.permutation(len(images))).to(images.device)
+    partner = torch.arange(len(images), device=images.device).roll(1)
     if kind == "mixup":
         return Mixture(torch.lerp(images[partner], images, share), partner, share)
     height, width = images.shape[2:]

@@ -12,6 +12,9 @@ from pipeline.errors import UserError
 #: What is done for rare classes; balanced sampling is the data's business.
 Imbalance = Literal["none", "balanced_sampling", "weighted_loss", "logit_adjustment"]
 
+# A class that every image has would weigh nothing, or have infinite odds.
+_LEAST_ABSENT = 1e-4
+
 
 class Objective(nn.Module):
     """The loss of each image.
@@ -19,22 +22,24 @@ class Objective(nn.Module):
     Cross-entropy of the softmax where an image has one class; where it may have several, binary cross-entropy of each
     class's sigmoid, averaged over the classes. For rare classes:
 
-    - ``weighted_loss``: a class weighs by the inverse of its number of training images, 1 on average over the images;
+    - ``weighted_loss``: an image weighs by the inverse of its class's share, 1 on average over the training images;
       with several classes an image, presence weighs by absent over present. Raises the recall of rare classes and
       distorts probabilities.
-    - ``logit_adjustment``: training adds the logarithm of a class's share to its logit, so that the network itself
-      learns what tells classes apart with their shares taken out (Menon et al. 2021, https://arxiv.org/abs/2007.07314,
-      equation 10): it answers as if classes were equally frequent.
+    - ``logit_adjustment``: training adds the logarithm of a class's share to its logit (of several classes: of its
+      odds), so that the network itself learns what tells classes apart with their shares taken out (Menon et al. 2021,
+      https://arxiv.org/abs/2007.07314, equation 10): it answers as if classes were equally frequent.
 
     Args:
         multi_label: whether an image may have several classes.
         imbalance: see above; ``none`` and ``balanced_sampling`` change nothing here.
-        class_counts: training images of each class; needed for the two above.
-        images: training images in all; where one has several classes they are fewer than the counts' sum.
+        class_shares: share of the training images that have each class, in (0, 1]; needed for the two above.
         label_smoothing: share of the target spread over all classes, in [0, 1).
 
+    Raises:
+        UserError: the shares are needed and missing.
+
     Example:
-        >>> objective = Objective(False, "weighted_loss", class_counts=[30, 10])
+        >>> objective = Objective(False, "weighted_loss", class_shares=[0.75, 0.25])
         >>> [round(float(loss), 3) for loss in objective(torch.zeros(2, 2), torch.tensor([0, 1]))]
         [0.462, 1.386]
     """
@@ -46,8 +51,7 @@ class Objective(nn.Module):
         self,
         multi_label: bool,
         imbalance: Imbalance = "none",
-        class_counts: Sequence[int] | None = None,
-        images: int | None = None,
+        class_shares: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
@@ -55,18 +59,17 @@ class Objective(nn.Module):
         self.label_smoothing = label_smoothing
         weights, adjustment = torch.ones(1), torch.zeros(1)
         if imbalance in ("weighted_loss", "logit_adjustment"):
-            if class_counts is None:
+            if class_shares is None:
                 raise UserError(
-                    f"imbalance: expected the number of training images of each class for {imbalance}, found none; "
-                    "pass class_counts of the datamodule."
+                    f"imbalance: expected the share of the training images that have each class for {imbalance}, found "
+                    "none; pass class_shares of the datamodule."
                 )
-            counts = torch.tensor(class_counts, dtype=torch.float32)
-            total = float(counts.sum()) if images is None or not multi_label else float(images)
-            absent = torch.clamp(total - counts, min=0.5)
+            shares = torch.tensor(class_shares, dtype=torch.float32)
+            odds = shares / (1 - shares).clamp_min(_LEAST_ABSENT)
             if imbalance == "weighted_loss":
-                weights = absent / counts if multi_label else total / (len(counts) * counts)
+                weights = 1 / odds if multi_label else 1 / (len(shares) * shares)
             else:
-                adjustment = torch.log(counts / absent) if multi_label else torch.log(counts / total)
+                adjustment = torch.log(odds if multi_label else shares)
         self.register_buffer("class_weights", weights, persistent=False)
         self.register_buffer("adjustment", adjustment, persistent=False)
 

@@ -23,12 +23,12 @@ FOLLOWING = {
     "data.classes": "the classes come from the training data",
     "data.preprocessing": "the preprocessing comes from the backbone and its weights",
     "data.seed": "order and augmentation follow seed_everything; the split has data.split_seed",
-    "data.multi_label": "it follows from the data (data.label_separator)",
+    "data.multi_label": "it follows from the data (data.separator)",
     "data.imbalance": "it follows the setting imbalance, beside data and model",
     "model.seed": "it follows seed_everything",
-    "model.multi_label": "it follows from the data (data.label_separator)",
+    "model.multi_label": "it follows from the data (data.separator)",
     "model.imbalance": "it follows the setting imbalance, beside data and model",
-    "model.class_counts": "it follows from the training data",
+    "model.class_shares": "it follows from the training data",
 }
 
 #: Settings of the trainer that leave out images which results are reported for, with the values that do not.

@@ -1,5 +1,6 @@
 """What is learned: image classification with a network, its loss, its metrics and its optimizer."""
 
+import math
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
@@ -70,7 +71,7 @@ class ClassificationTask(LightningModule):
         multi_label: whether an image may have several classes; follows the data.
         imbalance: what is done for rare classes (see :class:`~pipeline.objective.Objective`); follows ``imbalance`` on
             the command line.
-        class_counts: training images of each class; follows the data.
+        class_shares: share of the training images that have each class; follows the data.
         seed: of the mixing; follows ``seed_everything`` on the command line.
 
     Raises:
@@ -104,12 +105,12 @@ class ClassificationTask(LightningModule):
         test_time_augmentation: Literal["none", "flip", "flips"] = "none",
         multi_label: bool = False,
         imbalance: Imbalance = "none",
-        class_counts: list[int] | None = None,
+        class_shares: list[float] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if mixing_alpha != "auto" and not mixing_alpha > 0:
-            raise UserError(f"model.mixing_alpha: expected a strength above 0, found {mixing_alpha}.")
+        if mixing_alpha != "auto" and not 0 < mixing_alpha < math.inf:
+            raise UserError(f"model.mixing_alpha: expected a finite strength above 0, found {mixing_alpha}.")
         shares = {"warmup_fraction": warmup_fraction, "label_smoothing": label_smoothing, "dropout": dropout}
         for name, share in shares.items():
             if not 0 <= share < 1:
@@ -139,7 +140,7 @@ class ClassificationTask(LightningModule):
             raise UserError(f"model.weight_decay: expected 0 or more, found {weight_decay}.")
         # The weights' address starts a run and is no property of the trained model: a checkpoint must load where
         # that address cannot be reached. Rates are kept as resolved. The command line logs its whole configuration.
-        self.save_hyperparameters(ignore=["weights", "weights_fallback", "class_counts"], logger=False)
+        self.save_hyperparameters(ignore=["weights", "weights_fallback", "class_shares"], logger=False)
         self.hparams["learning_rate"] = learning_rate
         self.hparams["head_learning_rate"] = head_learning_rate
         self.head = head_name(network)
@@ -148,7 +149,7 @@ class ClassificationTask(LightningModule):
         for name in ("mean", "std"):
             values = torch.tensor(preprocessing[name], dtype=torch.float32).view(1, -1, 1, 1)
             self.register_buffer(name, values, persistent=False)
-        self.class_counts = class_counts
+        self.class_shares = class_shares
         self.val_metrics = MetricCollection(_metrics(len(classes), multi_label), prefix="val/")
         # Weighted by images, because processes may hold unequally many; Lightning's own mean over processes is not.
         self.train_loss = MeanMetric()
@@ -164,7 +165,7 @@ class ClassificationTask(LightningModule):
         if stage == "fit":
             hparams = self.hparams
             self.objective = Objective(
-                hparams["multi_label"], hparams["imbalance"], self.class_counts, hparams["label_smoothing"]
+                hparams["multi_label"], hparams["imbalance"], self.class_shares, hparams["label_smoothing"]
             ).to(self.device)
 
     def normalise(self, images: Tensor) -> Tensor:
