@@ -304,7 +304,8 @@ class ImageDataModule(LightningDataModule):
         stage = self.trainer.state.fn
         if stage == "predict" and self.predict_path is not None:
             return
-        if (stage == "fit" or self.table.split_is_ours) and self.table.digest != state_dict["digest"]:
+        chosen_here = self.table.split_is_ours or self.division.split_file is not None
+        if (stage == "fit" or chosen_here) and self.table.digest != state_dict["digest"]:
             raise DataError(
                 f"data: expected the images and the split that the checkpoint was trained with (digest "
                 f"{state_dict['digest'][:12]}), found others in {self.table.listing.storage.location} (digest "

@@ -4,19 +4,18 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.preprocessing import Picture
+from datamodules.resizing import resize
 
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
     """A part of random area, shape and place, resized to a fixed size.
 
-    Szegedy et al. 2015 (https://arxiv.org/abs/1409.4842, section 6). Shrinking by less than two averages the nearest
-    pixels (bilinear), by more it averages areas; decoding at a reduced scale leaves a factor below two.
+    Szegedy et al. 2015 (https://arxiv.org/abs/1409.4842, section 6).
 
     Attributes:
         height: of the result, in pixels.
@@ -56,10 +55,7 @@ class RandomResizedCrop:
         if not image.flags.writeable:
             # From a memory map: a copy fetches it in order, in half the time of a resampling that does so row by row.
             crop = np.ascontiguousarray(crop)
-        shrinks_by = min(crop.shape[0] / self.height, crop.shape[1] / self.width)
-        how = cv2.INTER_AREA if shrinks_by >= 2 else cv2.INTER_LINEAR
-        resized = cv2.resize(crop, (self.width, self.height), interpolation=how)
-        return resized if resized.ndim == 3 else resized[..., None]
+        return resize(crop, self.height, self.width)
 
     def _draw(self, height: int, width: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
         """Top, left, height and width of a crop, in pixels, not rounded."""

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from datamodules.resizing import resize
 
 _LEVELS = 3
 _SMALLEST = 2**_LEVELS  # pixels of a side from which on three levels fit beside one another
@@ -23,13 +24,13 @@ def build_pyramid(image: NDArray[Any], short_side: int | None) -> NDArray[Any]:
     height, width = image.shape[:2]
     if short_side is not None and min(height, width) > short_side:
         scale = short_side / min(height, width)
-        image = _shrink(image, round(height * scale), round(width * scale))
+        image = resize(image, round(height * scale), round(width * scale))
     height, width = image.shape[:2]
     packed = np.zeros((height, width + -(-width // 2), image.shape[2]), image.dtype)
     packed[:, :width] = image
     for level, (top, left, level_height, level_width) in enumerate(_places(height, width)):
         if level > 0:
-            image = _shrink(image, level_height, level_width)
+            image = resize(image, level_height, level_width)
             packed[top : top + level_height, left : left + level_width] = image
     return packed
 
@@ -64,8 +65,3 @@ def _places(height: int, width: int) -> list[tuple[int, int, int, int]]:
             places.append((top, width, *size))
             top += size[0]
     return places
-
-
-def _shrink(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    shrunk = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    return shrunk if shrunk.ndim == 3 else shrunk[..., None]

@@ -119,6 +119,9 @@ def draw_evenly(chances: NDArray[np.float64], rng: np.random.Generator, items: N
         [0, 0, 1, 3]
     """
     count = len(items)
+    # Alike chances beside one another: then a class, too, is drawn as often as it is due, give or take one.
+    by_chance = np.argsort(chances, kind="stable")
+    chances, items = chances[by_chance], items[by_chance]
     bounds = np.cumsum(chances) / np.sum(chances)
     places = (rng.random() + np.arange(count)) / count
     drawn = items[np.minimum(np.searchsorted(bounds, places, side="right"), count - 1)]

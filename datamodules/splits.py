@@ -15,7 +15,7 @@ SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "va
 # would better have. Beside these, an absent class costs a split less than 1.
 _INCOMPLETE, _EMPTY, _LACKING = 1e9, 1e6, 1.0
 # Passes over the groups, groups in a pass, exchanges tried in a pass (at least one a group).
-_PASSES, _VISITS, _EXCHANGES = 5, 20_000, 5_000
+_PASSES, _VISITS, _EXCHANGES = 5, 20_000, 1_000
 # Starts, and what they share: a division of 100 groups is begun ten times, one of 1,000 once.
 _STARTS, _STARTED_GROUPS = 16, 1_000
 # Smaller differences of the loss are rounding.
@@ -182,12 +182,12 @@ class _Parts:
             [_EMPTY if kind == "image" else _INCOMPLETE * (kind == "class" and part == complete) for kind in kinds]
             for part in range(len(shares))
         ]
-        # The least unit of a class may be far too much for a small share of it: that must not keep it out.
+        # Even the least that there is of a class may be far too much for a small share: that must not keep it out.
         least = [min(of_column) / total for of_column, total in zip(counts, totals, strict=True)]
         self.lacking = [
             [
-                _LACKING + max(0.0, part * part / share - 2 * part) if kind == "class" else 0.0
-                for part, kind in zip(least, kinds, strict=True)
+                _LACKING + max(0.0, amount * amount / share - 2 * amount) if kind == "class" else 0.0
+                for amount, kind in zip(least, kinds, strict=True)
             ]
             for share in shares
         ]
