@@ -4,6 +4,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,6 +13,7 @@ from filelock import FileLock, Timeout
 #: How many files may be fetched at the same time, by all processes together. Each file has its slot, in which it is
 #: fetched once however many ask for it; so many slots, that two files seldom share one.
 SLOTS = 32
+_POLL_SECONDS = 0.01
 
 
 class ChunkCache:
@@ -55,7 +57,7 @@ class ChunkCache:
 
     def _fetch(self, file: Path, size: int, part: Path, fetch: Callable[[BinaryIO], None]) -> BinaryIO:
         while not self._reserve(part, size):
-            time.sleep(0.02)  # all the room is taken by files that others are fetching
+            time.sleep(_POLL_SECONDS)  # all the room is taken by files that others are fetching
         try:
             contents = part.open("r+b")
             fetch(contents)
@@ -99,8 +101,8 @@ class ChunkCache:
         except Timeout:
             return _length(part)
 
-    def _lock(self, name: str, timeout: float = -1) -> FileLock:
-        return FileLock(self.folder / f"{name}.lock", timeout=timeout)
+    def _lock(self, name: str, timeout: float = -1) -> AbstractContextManager[object]:
+        return FileLock(self.folder / f"{name}.lock").acquire(timeout=timeout, poll_interval=_POLL_SECONDS)
 
 
 def _open_and_touch(file: Path) -> BinaryIO:

@@ -150,6 +150,9 @@ class StreamedStorage(Storage):
             that chunks can be fetched while others are being read.
     """
 
+    blocks: NDArray[np.int64]
+    tried = True  # converting decodes every image first
+
     def __init__(
         self, address: str, names: Sequence[str], layout: Layout, cache: ChunkCache | None, version: str
     ) -> None:

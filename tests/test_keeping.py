@@ -49,9 +49,10 @@ def test_training_images_differ_by_their_resampling_alone(photographs: Path, tmp
     plain = images_of(epoch_of(folder_module(photographs, **settings), 2))
     kept = images_of(epoch_of(folder_module(photographs, **settings, cache=str(tmp_path / "cache")), 2))
     assert sorted(kept) == sorted(plain)
-    for index, image in kept.items():
-        assert np.abs(image.astype(int) - plain[index]).mean() < 5
-        assert np.abs(image.astype(int) - plain[(index + 1) % len(plain)]).mean() > 10
+    indices = sorted(kept)
+    for index, another in zip(indices, indices[1:] + indices[:1], strict=True):
+        assert np.abs(kept[index].astype(int) - plain[index]).mean() < 5
+        assert np.abs(kept[index].astype(int) - plain[another]).mean() > 10
 
 
 def test_a_second_epoch_and_a_second_run_open_no_file(

@@ -16,9 +16,11 @@ _FREQUENCIES = 8  # of the cosine transform, each way
 MARGINS = (0.0, 0.03, 0.06, 0.09, 0.15)
 #: Ways to mirror and turn a picture: whether mirrored, then how many quarter turns.
 ORIENTATIONS = ((False, 0), (True, 0), (False, 2), (True, 2), (False, 1), (False, 3), (True, 1), (True, 3))
-NEIGHBOURS = 12  # looked at for each image
-_BY_FEATURES = 3  # and by features
+_BEST = 2  # are looked at for each image, if they are at all alike
+_LEAST_OF_BEST = 0.6
+NEIGHBOURS = 12  # are looked at, if they are much alike
 _LEAST_COSINE = 0.8
+_BY_FEATURES = 3  # are looked at besides
 _LEAST_TURNED = 0.97  # a turned copy is looked for uncropped
 _LEAST_FEATURES = 0.7
 
@@ -60,15 +62,15 @@ class Candidates:
         low, high = np.minimum(ordered.original, ordered.copy), np.maximum(ordered.original, ordered.copy)
         return ordered[np.unique(low * (high.max(initial=0) + 1) + high, return_index=True)[1]]
 
-    def best_of_each_copy(self, count: int) -> "Candidates":
-        """The ``count`` most alike originals of each copy."""
+    def best_of_each_copy(self, sure: int, count: int, least: float) -> "Candidates":
+        """The most alike originals of each copy: ``sure`` of them, and as many as ``count`` that reach ``least``."""
         ordered = self.best_first()
         ordered = ordered[
             np.unique(ordered.copy * (ordered.original.max(initial=0) + 1) + ordered.original, return_index=True)[1]
         ]
         ordered = ordered[np.lexsort((-ordered.cosine, ordered.copy))]
         rank = np.arange(len(ordered)) - np.searchsorted(ordered.copy, ordered.copy)
-        return ordered[rank < count]
+        return ordered[rank < np.where(ordered.cosine >= least, count, sure)]
 
 
 def _join(parts: list[Candidates]) -> Candidates:
@@ -79,8 +81,8 @@ def find_candidates(grey: NDArray[np.uint8], features: Floats | None = None) -> 
     """Pairs of images that may show the same.
 
     Each image is compared, as a possible copy, with all others as they are and with margins cut off, by the lowest
-    frequencies of a cosine transform (a perceptual hash before it is cut down to bits); of what is most alike at most
-    12 are taken. Mirrored and turned copies are looked for uncropped. By features three more are taken.
+    frequencies of a cosine transform (a perceptual hash before it is cut down to bits); of what is most alike two to
+    twelve are taken. Mirrored and turned copies are looked for uncropped. By features three more are taken.
 
     Args:
         grey: likenesses, uint8 ``(N, 64, 64)``.
@@ -92,8 +94,8 @@ def find_candidates(grey: NDArray[np.uint8], features: Floats | None = None) -> 
     # What all images share, such as a background or a frame, says nothing about two of them.
     common = grey.mean(0, dtype=np.float64).astype(np.float32)
     cropped = [describe(grey, common, margin=margin) for margin in range(len(MARGINS))]
-    found = [_alike(cropped[0], rows, NEIGHBOURS + 1, _LEAST_COSINE, margin, 0) for margin, rows in enumerate(cropped)]
-    kept = [_join(found).best_of_each_copy(NEIGHBOURS)]
+    found = [_alike(cropped[0], rows, NEIGHBOURS + 1, _LEAST_OF_BEST, margin, 0) for margin, rows in enumerate(cropped)]
+    kept = [_join(found).best_of_each_copy(_BEST, NEIGHBOURS, _LEAST_COSINE)]
     for orientation in range(1, len(ORIENTATIONS)):
         turned = describe(grey, common, orientation=orientation)
         kept.append(_alike(turned, cropped[0], 2, _LEAST_TURNED, 0, orientation))
@@ -131,7 +133,7 @@ def describe(grey: NDArray[np.uint8], common: Floats, margin: int = 0, orientati
     lines = np.empty((len(grey), _FREQUENCIES**2 - 1), np.float32)
     for start in range(0, len(grey), 4096):
         block = orient(grey[start : start + 4096].astype(np.float32), orientation)
-        spectrum = cutting @ block @ cutting.T - waves @ orient(common, orientation) @ waves.T
+        spectrum = cutting @ block @ cutting.T - waves @ common @ waves.T
         lines[start : start + 4096] = (spectrum * gain).reshape(len(block), -1)[:, 1:]
     return lines / (np.linalg.norm(lines, axis=1, keepdims=True) + 1e-6)
 

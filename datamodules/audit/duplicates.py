@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 
 from datamodules.audit.candidates import MARGINS, ORIENTATIONS, Candidates, find_candidates, orient
 from datamodules.audit.inspection import Inspection, Progress
-from datamodules.audit.registration import colour, register, shared, structure
+from datamodules.audit.registration import colour, displaced, register, shared, structure
 
 Floats = NDArray[np.float32]
 Kind = Literal["identical file", "same pixels", "near"]
@@ -22,8 +22,10 @@ NEAR = 0.83
 # they show (a twentieth cut off each side leaves 0.81), more must agree: by so much for each unit less.
 _MOSTLY_SHARED = 0.85
 _MORE_AGREEMENT = 0.5
+_MOST_NEEDED = 0.93
 #: Pictures that vary less, as a standard deviation in grey levels, have nothing to compare.
 FLAT = 2.0
+_SURELY_PLACED = 0.8  # cosine of coarse likenesses
 _BATCH = 256
 # More images than this, or than this share of all, that look alike are no copies: they show what a camera always sees.
 _LARGEST_CLUSTER = 30
@@ -173,12 +175,17 @@ def _similarity(pairs: Candidates, grey: NDArray[np.uint8], chroma: NDArray[np.u
     """How alike the two of each pair are, and how alike they must be to count: ``(P,)`` each."""
     margins = np.array(MARGINS, np.float32)[pairs.margin]
     zero = np.zeros_like(margins)
-    start = np.stack([zero, 1 - 2 * margins, zero, 1 - 2 * margins], 1)
     first, second = grey[pairs.original].astype(np.float32), _turned(grey, pairs)
-    regions = register(first, second, start)
+    regions = register(first, second, np.stack([zero, 1 - 2 * margins, zero, 1 - 2 * margins], 1))
     alike = structure(first, second, regions)
+    lost = np.flatnonzero((pairs.cosine < _SURELY_PLACED) & (alike < NEAR))  # perhaps they began too far apart
+    moved = register(first[lost], second[lost], displaced(first[lost], second[lost]))
+    now = structure(first[lost], second[lost], moved)
+    better = now > alike[lost]
+    regions[lost[better]], alike[lost[better]] = moved[better], now[better]
     alike *= colour(chroma[pairs.original].astype(np.float32), _turned(chroma, pairs), regions)
-    return alike, NEAR + _MORE_AGREEMENT * np.maximum(0, _MOSTLY_SHARED - shared(regions))
+    needed = np.clip(NEAR + _MORE_AGREEMENT * (_MOSTLY_SHARED - shared(regions)), NEAR, _MOST_NEEDED)
+    return alike, needed
 
 
 def _turned(pictures: NDArray[np.uint8], pairs: Candidates) -> Floats:

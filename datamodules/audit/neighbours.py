@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 #: Up to this many queries every pair is compared.
-MOST_COMPARED = 20_000
+MOST_COMPARED = 10_000
 #: Cells that are searched for each query, beyond that.
 PROBES = 16
 _BLOCK = 1024
@@ -15,7 +15,7 @@ _BLOCK = 1024
 def nearest(queries: Floats, rows: Floats, count: int, seed: int = 0) -> tuple[NDArray[np.int64], Floats]:
     """For each query the rows most like it.
 
-    With more than 20,000 queries the rows are dealt to the nearest of about ``sqrt(len(rows))`` of them, picked at
+    With more than 10,000 queries the rows are dealt to the nearest of about ``sqrt(len(rows))`` of them, picked at
     random, and each query is compared with those in the 16 nearest cells (an inverted file: J. Sivic and A. Zisserman,
     "Video Google", ICCV 2003), so that time grows with the power 1.5 of their number.
 

@@ -69,6 +69,28 @@ def _grid(side: int) -> Floats:
     return ((np.arange(side) + 0.5) / side - 0.5).astype(np.float32)
 
 
+def displaced(first: Floats, second: Floats) -> Floats:
+    """Regions that begin where the second picture seems to be, at the same scale, by phase correlation (C. D. Kuglin and
+    D. C. Hines, "The Phase Correlation Image Alignment Method", 1975).
+
+    Args:
+        first: grey, ``(P, n, n)``.
+        second: likewise.
+
+    Returns:
+        ``(P, 4)`` as :func:`whole` returns them.
+    """
+    side = first.shape[1]
+    window = np.outer(np.hanning(side), np.hanning(side)).astype(np.float32)
+    blur = _gaussian(side, _BAND_EDGES[-1])
+    one, two = (np.fft.rfft2((pictures - blur @ pictures @ blur.T) * window) for pictures in (first, second))
+    cross = one * two.conj()
+    peaks = np.fft.irfft2(cross / (np.abs(cross) + 1e-6), (side, side)).reshape(len(first), side * side).argmax(1)
+    down, right = ((peaks // side + side // 2) % side - side // 2, (peaks % side + side // 2) % side - side // 2)
+    ones = np.ones(len(first))
+    return np.clip(np.stack([right / side, ones, down / side, ones], 1), -0.3, 1).astype(np.float32)
+
+
 def register(first: Floats, second: Floats, start: Floats) -> Floats:
     """The region of each first picture that its second one shows.
 
@@ -95,10 +117,12 @@ def _shrink(pictures: Floats, side: int) -> Floats:
 
 def _align(first: Floats, second: Floats, regions: Floats, steps: int) -> Floats:
     count, side, _ = second.shape
-    target = _standardised(second.reshape(count, -1))
+    target = _standardised(second.reshape(count, side * side))
     along_y, along_x = np.gradient(target.reshape(second.shape), axis=(1, 2))
     grid = _grid(side)
-    slopes = np.stack([along_x, along_x * grid, along_y, along_y * grid[:, None]], 1).reshape(count, 4, -1) * side
+    slopes = (
+        np.stack([along_x, along_x * grid, along_y, along_y * grid[:, None]], 1).reshape(count, 4, side * side) * side
+    )
     # Brightness and contrast are no part of the question: what they explain is taken out of the slopes.
     slopes -= slopes.mean(2, keepdims=True)
     slopes -= (slopes @ target[:, :, None]) * target[:, None, :] / target.shape[1]
@@ -107,7 +131,7 @@ def _align(first: Floats, second: Floats, regions: Floats, steps: int) -> Floats
     normal += (_DAMPING * size / 4 + 1e-6) * np.eye(4, dtype=np.float32)
     for _ in range(steps):
         seen, _inside = cut(first, regions)
-        values = _standardised(seen.reshape(count, -1))
+        values = _standardised(seen.reshape(count, side * side))
         agreement = np.maximum((values * target).mean(1), 0.3)[:, None]
         step = np.linalg.solve(normal, slopes @ values[:, :, None])[:, :, 0] / agreement
         step = np.clip(step, -_LARGEST_STEP, _LARGEST_STEP)
