@@ -12,6 +12,33 @@ from pipeline.task import ClassificationTask
 
 _MOST_CLASSES = 12
 
+# What is told of settings that are none unless someone wants more: a heading, and the effect of each value.
+_EXTRAS = {
+    "imbalance": (
+        "imbalance",
+        {
+            "balanced_sampling": "every class is drawn equally often, images of rare ones again and again",
+            "weighted_loss": "rare classes weigh more: more of their images are found, probabilities are distorted",
+            "logit_adjustment": "the classes' shares are taken out: answers are as if classes were equally frequent",
+        },
+    ),
+    "mixing": (
+        "mixing",
+        {
+            "mixup": "every training image is blended with another, and so are their labels",
+            "cutmix": "every training image has a rectangle of another, and its share of the labels",
+            "either": "mixup or CutMix, by chance for each batch",
+        },
+    ),
+    "test_time_augmentation": (
+        "views",
+        {
+            "flip": "an image's probabilities are the mean of 2 views, which takes twice as long",
+            "flips": "an image's probabilities are the mean of 4 views, which takes four times as long",
+        },
+    ),
+}
+
 
 def brief(
     trainer: Trainer,
@@ -35,7 +62,7 @@ def brief(
     """
     table, hparams, network = data.table, task.hparams, task.network
     counts = [table.counts(split) for split in SPLITS]
-    parts = ", ".join(f"{split} {sum(count.values()):,}" for split, count in zip(SPLITS, counts, strict=True))
+    parts = ", ".join(f"{split} {len(table.rows(split)):,}" for split in SPLITS)
     shown = task.classes[:_MOST_CLASSES]
     classes = "; ".join(f"{name} {sum(count[name] for count in counts):,}" for name in shown)
     classes += "; ..." if len(task.classes) > len(shown) else ""
@@ -56,14 +83,20 @@ def brief(
         rates.insert(0, f"{hparams['learning_rate']:g} (backbone)")
     return [
         f"data       {len(table.paths):,} images in {table.listing.storage.location}",
-        f"classes    {len(task.classes)}: {classes}",
+        f"classes    {len(task.classes)}{', any number an image' if hparams['multi_label'] else ''}: {classes}",
         f"split      {parts} ({how}; data digest {table.digest[:12]})",
         f"network    {hparams['backbone']}, {millions:.1f} million parameters, input {size}x{size}",
         f"weights    {weights}",
         *([] if task.lineage.origin == "scratch" else [f"licence    {task.lineage.licence_in_words} (of the weights)"]),
         f"finetuning {strategy.describe(network)}",
+        *_extras(task),
         f"training   {trainer.max_epochs} epochs at most, batch size {data.batch_size} x {trainer.world_size}, "
         f"AdamW at {' and '.join(rates)}, precision {precision}",
         f"monitor    {monitor[0]} ({monitor[1]})",
         "",
     ]
+
+
+def _extras(task: ClassificationTask) -> list[str]:
+    chosen = [(task.hparams[setting], *told) for setting, told in _EXTRAS.items()]
+    return [f"{heading:<10} {value}: {effects[value]}" for value, heading, effects in chosen if value in effects]

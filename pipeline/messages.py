@@ -7,12 +7,14 @@ from collections.abc import Iterator
 
 from datamodules import DataError, ImageDataModule
 from pipeline.errors import UserError, near_matches
+from pipeline.settings import FOLLOWING
 
 _UNKNOWN_KEY = re.compile(
     r"does not accept option '([^']+)'|unrecognized arguments: --([\w.]+)|Option '([^']+)' is not accepted"
 )
-_LINKED_KEY = re.compile(r'Linked "([^"]+)" must be given via')
+_LINKED_KEY = re.compile(r'Linked "([^"]+)" must be given via|argument \S+ --> (\S+): invalid')
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
+_CHOICES = re.compile(r"\[('[^\]]*')\], found (\S+)$")
 # How the parser reports that a class did not accept its arguments.
 _REFUSED_BY_A_CLASS = "Does not validate against any of the Union subtypes"
 _KIND = "Expected a "
@@ -57,7 +59,9 @@ def _explain_parser(text: str) -> str:
         key = prefix + next(group for group in match.groups() if group)
         return f"{key}: expected a known setting, found none of this name; {_advice(key)}"
     if match := _LINKED_KEY.search(text):
-        return f"{match[1]}: expected no value, found one; remove it: it follows from other settings."
+        key = (match[1] or match[2]).replace(".init_args.", ".")
+        reason = FOLLOWING.get(key, "it follows from other settings")
+        return f"{key}: expected no value, found one; remove it: {reason}."
     keys = ".".join(_PARSER_KEY.findall(text))
     if match := _MISSING.search(text):
         key = f"{keys}.{match[1]}".strip(".")
@@ -85,7 +89,17 @@ def _explain_parser(text: str) -> str:
     )
     given = re.findall(r"Given value: (.+)", text)
     found = f", found {given[0]}" if kinds and not telling and given and ", found " not in detail else ""
-    return f"{keys}: {detail}{found}" if keys else detail
+    detail = _in_words(f"{detail}{found}")
+    return f"{keys}: {detail}" if keys else detail
+
+
+def _in_words(detail: str) -> str:
+    """Known values without brackets, and those that a wrong one comes near to."""
+    if not (match := _CHOICES.search(detail)):
+        return detail
+    names = re.findall(r"'([^']+)'", match[1])
+    close = near_matches(match[2], names).strip()
+    return f"{detail[: match.start()]}{', '.join(names)}, found {match[2]}{f'; {close}' if close else ''}"
 
 
 def _advice(key: str) -> str:
@@ -129,6 +143,7 @@ def _settings() -> list[str]:
     own = [
         "seed_everything",
         "finetuning",
+        "imbalance",
         "monitor",
         "imbalance",
         "patience",
@@ -138,4 +153,4 @@ def _settings() -> list[str]:
         "ckpt_path",
         "config",
     ]
-    return [*names, *inside, *own]
+    return [name for name in (*names, *inside, *own) if name.replace(".init_args.", ".") not in FOLLOWING]

@@ -115,7 +115,7 @@ class EpochLines(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        names = ["train/loss_epoch", "val/loss", "val/accuracy", "val/macro_f1"]
+        names = ["train/loss_epoch", "val/loss", "val/accuracy", "val/macro_f1", "val/mean_average_precision"]
         shown = "  ".join(f"{name.removesuffix('_epoch')} {metrics[name]:.4f}" for name in names if name in metrics)
         seconds = time.perf_counter() - self._epoch_started
         line = f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}  {shown}  {seconds:5.1f} s"

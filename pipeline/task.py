@@ -7,20 +7,14 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassF1Score,
-    MultilabelExactMatch,
-    MultilabelF1Score,
-)
+from torchmetrics import MeanMetric
 
 from pipeline.errors import UserError
 from pipeline.evaluation.predictions import to_probabilities
+from pipeline.evaluation.validation import validation_metrics
 from pipeline.finetuning.optimization import cosine_with_warmup, parameter_groups
 from pipeline.mixing import Kind, mix
 from pipeline.models.backbones import create_backbone, head_name
@@ -150,7 +144,7 @@ class ClassificationTask(LightningModule):
             values = torch.tensor(preprocessing[name], dtype=torch.float32).view(1, -1, 1, 1)
             self.register_buffer(name, values, persistent=False)
         self.class_shares = class_shares
-        self.val_metrics = MetricCollection(_metrics(len(classes), multi_label), prefix="val/")
+        self.val_metrics = validation_metrics(len(classes), multi_label)
         # Weighted by images, because processes may hold unequally many; Lightning's own mean over processes is not.
         self.train_loss = MeanMetric()
         self.val_loss = MeanMetric()
@@ -215,13 +209,8 @@ class ClassificationTask(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
         outputs = self._evaluate(batch)
         probabilities, target = outputs["probabilities"], batch["target"]
-        if self.hparams["multi_label"]:
-            loss = F.binary_cross_entropy(probabilities, target)
-            self.val_metrics.update(probabilities, target.long())
-        else:
-            loss = F.nll_loss(probabilities.clamp_min(torch.finfo(torch.float32).tiny).log(), target)
-            self.val_metrics.update(probabilities, target)
-        self.val_loss.update(loss, len(target))
+        self.val_metrics.update(probabilities, target)
+        self.val_loss.update(_log_loss(probabilities, target), len(target))
         self.log("val/loss", self.val_loss)
         self.log_dict(self.val_metrics)
         return outputs
@@ -256,14 +245,10 @@ def _full_float32() -> AbstractContextManager[None]:
     )
 
 
-def _metrics(classes: int, multi_label: bool) -> dict[str, Metric | MetricCollection]:
-    """Accuracy (of several classes: all of them right) and the mean of the classes' F1 scores."""
-    if multi_label:
-        return {
-            "accuracy": MultilabelExactMatch(num_labels=classes),
-            "macro_f1": MultilabelF1Score(num_labels=classes, average="macro"),
-        }
-    return {
-        "accuracy": MulticlassAccuracy(num_classes=classes, average="micro"),
-        "macro_f1": MulticlassF1Score(num_classes=classes, average="macro"),
-    }
+def _log_loss(probabilities: Tensor, target: Tensor) -> Tensor:
+    """Mean negative logarithm of the truth's probability. (CUDA's autocast refuses torch's own for several classes.)"""
+    if target.ndim == 2:
+        of_truth = torch.where(target == 1, probabilities, 1 - probabilities)
+    else:
+        of_truth = probabilities.gather(1, target[:, None])
+    return -of_truth.clamp_min(torch.finfo(torch.float32).tiny).log().mean()

@@ -187,7 +187,7 @@ class TransferCLI(LightningCLI):
         identity = self.resumed or {}
         folder = self.checkpoint.parent if self.resumed and self.checkpoint else RUNS / new_run_name()
         table = data.table
-        self.monitor = choose_monitor(settings.monitor, table.counts("train"))
+        self.monitor = choose_monitor(settings.monitor, table.counts("train"), data.multi_label)
         self.precision = pick_precision(str(settings.trainer.accelerator))
         logger = None
         if settings.trainer.logger in (None, True):
@@ -209,6 +209,7 @@ class TransferCLI(LightningCLI):
             "weights_origin": task.lineage.origin,
             "weights_licence": task.lineage.licence_in_words,
             "finetuning": type(self.strategy).__name__,
+            "imbalance": settings.imbalance,
             "monitor": self.monitor[0],
             "data_digest": table.digest,
             "code_revision": code_revision(),

@@ -1,5 +1,7 @@
 """The loss against torch and scikit-learn, and what each way with rare classes does to a skewed problem."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,12 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
 from datamodules.sampling import EpochSampler, class_balance
+from pipeline.cli import main
 from pipeline.errors import UserError
 from pipeline.objective import Imbalance, Objective
 from pipeline.task import ClassificationTask
 from tests.images import RECORD, attach, folder_module, numbered
+from tests.support import fast, write_images
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log:UserWarning")
 
@@ -189,6 +193,44 @@ def test_a_setting_acts_in_the_data_or_in_the_loss_and_never_in_both(image_folde
 def test_shares_follow_the_training_images_alone(image_folder):
     counts = {"train/cat": 9, "train/dog": 3, "val/cat": 1, "val/dog": 5, "test/cat": 1, "test/dog": 5}
     assert folder_module(image_folder(counts)).class_shares == [0.75, 0.25]
+
+
+# The command line
+
+
+@pytest.mark.parametrize("imbalance", ["none", "balanced_sampling", "weighted_loss", "logit_adjustment"])
+def test_one_setting_reaches_the_loss_and_the_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], imbalance: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "images", per_class=8)
+    for path in sorted((tmp_path / "images" / "red").iterdir())[4:]:
+        path.unlink()
+    made: dict[str, list[Any]] = {"loss": [], "order": []}
+
+    class SpiedObjective(Objective):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made["loss"].append(args)
+
+    class SpiedSampler(EpochSampler):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings)
+            if settings["training"]:
+                made["order"].append(settings["chances"])
+
+    monkeypatch.setattr("pipeline.task.Objective", SpiedObjective)
+    monkeypatch.setattr("datamodules.base.EpochSampler", SpiedSampler)
+    arguments = [*fast(tmp_path / "images"), "--model.backbone=resnet20", "--trainer.logger=false"]
+    assert main(["fit", *arguments, "--trainer.max_epochs=1", f"--imbalance={imbalance}"]) == 0
+    ((multi_label, passed, shares, smoothing),) = made["loss"]
+    assert (multi_label, passed, smoothing) == (False, imbalance, 0.0)
+    assert shares == pytest.approx([0.4, 0.4, 0.2], abs=0.05)
+    assert all((chances is not None) == (imbalance == "balanced_sampling") for chances in made["order"])
+    (summary,) = tmp_path.glob("runs/*/summary.json")
+    assert json.loads(summary.read_text())["tags"]["imbalance"] == imbalance
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("imbalance ")]
+    assert [line.split(":")[0] for line in told] == ([] if imbalance == "none" else [f"imbalance  {imbalance}"])
 
 
 # What it is good for: two normal distributions, 1 standard deviation to the left and to the right, 95 to 5.

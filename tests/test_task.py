@@ -108,8 +108,8 @@ def test_a_hub_out_of_reach_is_an_error_or_a_start_from_scratch(monkeypatch: pyt
     [({"a": 10, "b": 10}, "val/accuracy"), ({"a": 14, "b": 10}, "val/accuracy"), ({"a": 15, "b": 10}, "val/macro_f1")],
 )
 def test_the_monitor_is_macro_f1_where_classes_are_uneven(counts: dict[str, int], expected: str) -> None:
-    assert choose_monitor("auto", counts)[0] == expected
-    assert choose_monitor("val/loss", counts) == ("val/loss", "as set")
+    assert choose_monitor("auto", counts, False)[0] == expected
+    assert choose_monitor("val/loss", counts, False) == ("val/loss", "as set")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 from pipeline.evaluation.predictions import Predictions
 
 RESAMPLES = 2000
-_SMALLEST_PROBABILITY = 1e-15  # as scikit-learn's log_loss clips, so that one certain mistake stays finite
+
+Weights = NDArray[np.int64] | None
 
 
 @dataclass(frozen=True)
@@ -34,60 +36,63 @@ class Estimate:
         return asdict(self)
 
 
-def accuracy(predictions: Predictions) -> float:
-    """Share of images whose label is right, in [0, 1]; of several classes an image, all of them."""
-    right = predictions.labels == predictions.targets
-    return float((right.all(axis=1) if predictions.multi_label else right).mean())
+def accuracy(predictions: Predictions, weights: Weights = None) -> float:
+    """Share of images whose label is right, in [0, 1]; of several classes an image, all of them.
+
+    Args:
+        predictions: with known targets.
+        weights: how often each image counts, int64 ``(N,)``; None: once.
+    """
+    return float(np.average(predictions.right, weights=weights))
 
 
-def macro_f1(predictions: Predictions) -> float:
-    """Unweighted mean of the classes' F1 scores, in [0, 1]; classes neither present nor predicted are left out."""
+def macro_f1(predictions: Predictions, weights: Weights = None) -> float:
+    """Unweighted mean of the classes' F1 scores, in [0, 1]; classes neither present nor predicted are left out.
+
+    Without any class, present or predicted, the value is 1. Arguments as of :func:`accuracy`.
+    """
     targets, labels = predictions.targets, predictions.labels
+    weights = _or_once(weights, predictions)
     if predictions.multi_label:
-        hits = (targets * labels).sum(axis=0)
-        mentions = targets.sum(axis=0) + labels.sum(axis=0)
+        hits = weights @ (targets & labels)
+        mentions = weights @ (targets + labels)  # 2 TP + FP + FN
     else:
-        confusion = confusion_matrix(targets, labels, predictions.probabilities.shape[1])
-        hits = np.diag(confusion)
-        mentions = confusion.sum(axis=0) + confusion.sum(axis=1)  # 2 TP + FP + FN
-    if not mentions.any():
-        return 1.0  # no class anywhere, and none predicted
-    return float(np.mean(2 * hits[mentions > 0] / mentions[mentions > 0]))
+        count = partial(np.bincount, minlength=predictions.probabilities.shape[1])
+        hits = count(targets, weights * predictions.right)
+        mentions = count(targets, weights) + count(labels, weights)
+    there = mentions > 0
+    return float(np.mean(2 * hits[there] / mentions[there])) if there.any() else 1.0
 
 
-def log_loss(predictions: Predictions) -> float:
+def log_loss(predictions: Predictions, weights: Weights = None) -> float:
     """Mean negative logarithm of the truth's probability, in nats; 0 is best.
 
-    Of several classes an image, that of each class being present or absent, averaged over the classes.
+    Of several classes an image, that of each class being present or absent, averaged over the classes. Arguments as of
+    :func:`accuracy`.
     """
-    targets, probabilities = predictions.targets, predictions.probabilities
-    if predictions.multi_label:
-        of_truth = np.where(targets == 1, probabilities, 1 - probabilities)
-    else:
-        of_truth = np.take_along_axis(probabilities, targets[:, None], axis=1)
-    return float(-np.log(np.clip(of_truth, _SMALLEST_PROBABILITY, 1.0)).mean())
+    return float(np.average(predictions.losses, weights=weights))
 
 
-def mean_average_precision(predictions: Predictions) -> float:
+def mean_average_precision(predictions: Predictions, weights: Weights = None) -> float:
     """Mean over classes of the average precision, in [0, 1]: how well a class's images are ranked before others.
 
-    For several classes an image; classes without an image are left out, and without any the value is 0.
+    For several classes an image; classes without an image are left out, and without any the value is 0. Arguments as of
+    :func:`accuracy`.
     """
-    precisions = [
-        _average_precision(predictions.targets[:, column], predictions.probabilities[:, column])
-        for column in range(predictions.probabilities.shape[1])
-        if predictions.targets[:, column].any()
-    ]
-    return float(np.mean(precisions)) if precisions else 0.0
+    ranking = predictions.ranking
+    ranked = np.take(_or_once(weights, predictions), ranking.order)
+    own = np.take(ranked, ranking.places)
+    seen = np.take(np.cumsum(ranked, axis=1), ranking.ends)
+    hits = np.take(np.cumsum(ranked * ranking.present, axis=1), ranking.ends)
+    precision = hits / np.maximum(seen, 1)
+    images = np.bincount(ranking.classes, own)
+    precisions = np.bincount(ranking.classes, own * precision)
+    there = images > 0
+    return float(np.mean(precisions[there] / images[there])) if there.any() else 0.0
 
 
-def _average_precision(present: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(present[order])
-    last_of_score = np.r_[np.diff(scores[order]) != 0, True]  # equal scores cannot be ranked
-    recall = hits[last_of_score] / hits[-1]
-    precision = hits[last_of_score] / (np.flatnonzero(last_of_score) + 1)
-    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
+def _or_once(weights: Weights, predictions: Predictions) -> NDArray[np.int64]:
+    return np.ones(len(predictions.targets), np.int64) if weights is None else weights
 
 
 def confusion_matrix(targets: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
@@ -95,7 +100,11 @@ def confusion_matrix(targets: NDArray[np.int64], labels: NDArray[np.int64], clas
     return np.bincount(targets * classes + labels, minlength=classes**2).reshape(classes, classes)
 
 
-METRICS: dict[str, Callable[[Predictions], float]] = {"accuracy": accuracy, "macro_f1": macro_f1, "log_loss": log_loss}
+METRICS: dict[str, Callable[[Predictions, Weights], float]] = {
+    "accuracy": accuracy,
+    "macro_f1": macro_f1,
+    "log_loss": log_loss,
+}
 #: Where an image may have several classes.
 MULTI_LABEL_METRICS = {**METRICS, "mean_average_precision": mean_average_precision}
 
@@ -116,26 +125,23 @@ def estimate_metrics(
     """
     metrics = MULTI_LABEL_METRICS if predictions.multi_label else METRICS
     count = len(predictions.targets)
+    group_of = np.arange(count) if groups is None else _group_numbers(groups)
+    draws = group_of.max() + 1
     rng = np.random.default_rng(seed)
-    members = None if groups is None else _members(groups)
-    draws = {name: np.empty(resamples) for name in metrics}
+    values = {name: np.empty(resamples) for name in metrics}
     for i in range(resamples):
-        if members is None:
-            chosen = rng.integers(0, count, count)
-        else:
-            chosen = np.concatenate([members[group] for group in rng.integers(0, len(members), len(members))])
-        drawn = Predictions(predictions.targets[chosen], predictions.probabilities[chosen], predictions.multi_label)
+        # How often each image is drawn: as a weight it gives what a metric of the drawn images would, without copying.
+        times = np.bincount(rng.integers(0, draws, draws), minlength=draws)[group_of]
         for name, metric in metrics.items():
-            draws[name][i] = metric(drawn)
-    bounds = {name: np.percentile(values, (2.5, 97.5)) for name, values in draws.items()}
+            values[name][i] = metric(predictions, times)
+    bounds = {name: np.percentile(found, (2.5, 97.5)) for name, found in values.items()}
     return {
-        name: Estimate(metric(predictions), float(bounds[name][0]), float(bounds[name][1]), count)
+        name: Estimate(metric(predictions, None), float(bounds[name][0]), float(bounds[name][1]), count)
         for name, metric in metrics.items()
     }
 
 
-def _members(groups: Sequence[str]) -> list[NDArray[np.int64]]:
-    rows: dict[object, list[int]] = {}
-    for row, group in enumerate(groups):
-        rows.setdefault(group if group else row, []).append(row)
-    return [np.array(found) for found in rows.values()]
+def _group_numbers(groups: Sequence[str]) -> NDArray[np.int64]:
+    """Of each image, the number of its group, counted from 0 in order of appearance."""
+    numbers: dict[object, int] = {}
+    return np.array([numbers.setdefault(group if group else row, len(numbers)) for row, group in enumerate(groups)])

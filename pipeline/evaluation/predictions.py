@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,31 @@ PRESENT = 0.5
 #: Between the classes of one image in files.
 SEPARATOR = "|"
 
+_SMALLEST_PROBABILITY = 1e-15  # as scikit-learn's log_loss clips, so that one certain mistake stays finite
+
 
 def to_probabilities(logits: Tensor, multi_label: bool) -> Tensor:
     """Softmax over the classes, or the sigmoid of each where an image may have several; shape and dtype stay."""
     return torch.sigmoid(logits) if multi_label else torch.softmax(logits, dim=1)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Images by falling probability, class by class, and where in it those that have the class stand.
+
+    Attributes:
+        order: image of each place, int64 ``(C, N)``.
+        present: whether it has the class, bool ``(C, N)``.
+        classes: of each presence, its class, int64 ``(P,)``.
+        places: its place, counted through all classes, int64 ``(P,)``.
+        ends: the last place of the same class and probability, int64 ``(P,)``: equal ones cannot be ranked.
+    """
+
+    order: NDArray[np.int64]
+    present: NDArray[np.bool_]
+    classes: NDArray[np.int64]
+    places: NDArray[np.int64]
+    ends: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -39,17 +61,49 @@ class Predictions:
     probabilities: NDArray[np.float64]
     multi_label: bool = False
 
-    @property
+    @cached_property
     def labels(self) -> NDArray[np.int64]:
         """The most probable class index of each image, int64 ``(N,)``; of several, 0 and 1 for each, ``(N, C)``."""
         if self.multi_label:
             return (self.probabilities >= PRESENT).astype(np.int64)
         return self.probabilities.argmax(axis=1)
 
-    @property
+    @cached_property
     def scores(self) -> NDArray[np.float64]:
         """The probability of the most probable class, float64 ``(N,)``."""
         return self.probabilities.max(axis=1)
+
+    @cached_property
+    def right(self) -> NDArray[np.bool_]:
+        """Whether an image's label is right, bool ``(N,)``; of several classes, all of them."""
+        right = self.labels == self.targets
+        return right.all(axis=1) if self.multi_label else right
+
+    @cached_property
+    def losses(self) -> NDArray[np.float64]:
+        """Negative logarithm of the truth's probability, in nats, float64 ``(N,)``.
+
+        Of several classes, that of each being present or absent, averaged over them.
+        """
+        if self.multi_label:
+            of_truth = np.where(self.targets == 1, self.probabilities, 1 - self.probabilities)
+        else:
+            of_truth = np.take_along_axis(self.probabilities, self.targets[:, None], axis=1)
+        return -np.log(np.clip(of_truth, _SMALLEST_PROBABILITY, 1.0)).mean(axis=1)
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """The images of each class ranked, where an image may have several."""
+        scores = self.probabilities.T
+        order = np.argsort(-scores, axis=1, kind="stable")
+        ranked = np.take_along_axis(scores, order, axis=1)
+        present = np.take_along_axis(self.targets.T, order, axis=1) == 1
+        last = np.where(
+            np.diff(ranked, axis=1, append=-np.inf) != 0, np.arange(order.size).reshape(order.shape), order.size
+        )
+        ends = np.minimum.accumulate(last[:, ::-1], axis=1)[:, ::-1]
+        places = np.flatnonzero(present)
+        return Ranking(order, present, places // order.shape[1], places, ends.flat[places])
 
 
 class PredictionCollector(Callback):
