@@ -137,10 +137,8 @@ class EncodedImage:
         return np.ascontiguousarray(_upright(pixels, self._orientation))
 
     def _fast_jpeg(self, reduction: int) -> NDArray[np.uint8] | None:
-        same = self._mode == "RGB" or self._mode == "L"
-        if simplejpeg is None or self._format not in ("JPEG", "MPO") or not same or self.dtype != "uint8":
-            return None
-        if self.channels != 3 and (self.channels, self._mode) != (1, "L"):
+        fits = self.dtype == "uint8" and (self._mode, self.channels) in (("RGB", 3), ("L", 3), ("L", 1))
+        if simplejpeg is None or self._format not in ("JPEG", "MPO") or not fits:
             return None
         width, height = self._stored
         try:
@@ -288,21 +286,20 @@ def _has_too_many_scans(data: bytes) -> bool:
     return False
 
 
-# How files begin that people take for images, and what they are.
+# How files begin that people take for images.
 _BEGINNINGS = {
-    b"\xff\xd8": "a JPEG",
-    b"\x89PNG": "a PNG",
-    b"GIF8": "a GIF",
-    b"BM": "a BMP",
-    b"RIFF": "a WebP",
-    b"II*\0": "a TIFF",
-    b"MM\0*": "a TIFF",
+    b"\xff\xd8": "JPEG",
+    b"\x89PNG": "PNG",
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+    b"RIFF": "WebP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
 }
 _OTHERS = {
     (0, b"%PDF"): "a PDF document",
     (0, b"%!PS"): "a PostScript document",
     (0, b"\0\0\1\0"): "an icon",
-    (0, b"8BPS"): "a Photoshop file",
     (4, b"ftypavif"): "an AVIF image",
     (4, b"ftyp"): "a HEIC image or a film",
 }
@@ -312,7 +309,7 @@ def _what_it_is(data: bytes) -> str:
     """What is known of data that Pillow does not."""
     for beginning, name in _BEGINNINGS.items():
         if data.startswith(beginning):
-            return f"it is {name} that is damaged or of a kind that is not read"
+            return f"it is a {name} that is damaged or of a kind that is not read"
     for (place, beginning), name in _OTHERS.items():
         if data.startswith(beginning, place):
             return f"it is {name}; convert it to PNG or JPEG"

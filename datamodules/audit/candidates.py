@@ -23,6 +23,8 @@ _LEAST_COSINE = 0.8
 _BY_FEATURES = 3  # are looked at besides
 _LEAST_TURNED = 0.97  # a turned copy is looked for uncropped
 _LEAST_FEATURES = 0.7
+_ENOUGH = 30  # images, to say what they share ...
+_ENOUGH_FOR_ALL = 1000  # ... and not more than this of them
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,7 @@ def find_candidates(grey: NDArray[np.uint8], features: Floats | None = None) -> 
     Returns:
         Each pair of images once, with the margin and the orientation that suit it best.
     """
-    # What all images share, such as a background or a frame, says nothing about two of them.
-    common = grey.mean(0, dtype=np.float64).astype(np.float32)
+    common = _common(grey)
     cropped = [describe(grey, common, margin=margin) for margin in range(len(MARGINS))]
     found = [_alike(cropped[0], rows, NEIGHBOURS + 1, _LEAST_OF_BEST, margin, 0) for margin, rows in enumerate(cropped)]
     kept = [_join(found).best_of_each_copy(_BEST, NEIGHBOURS, _LEAST_COSINE)]
@@ -104,6 +105,13 @@ def find_candidates(grey: NDArray[np.uint8], features: Floats | None = None) -> 
         unit = centred / (np.linalg.norm(centred, axis=1, keepdims=True) + 1e-12)
         kept.append(_with_best_margin(_alike(unit, unit, _BY_FEATURES + 1, _LEAST_FEATURES, 0, 0), cropped))
     return _join(kept).best_of_each_pair()
+
+
+def _common(grey: NDArray[np.uint8]) -> Floats:
+    """What images share, such as a background or a frame, and what therefore says nothing about two of them."""
+    if len(grey) < _ENOUGH:
+        return np.zeros(grey.shape[1:], np.float32)
+    return np.median(grey[:: -(-len(grey) // _ENOUGH_FOR_ALL)], axis=0).astype(np.float32)
 
 
 def orient(pictures: Floats, orientation: int) -> Floats:

@@ -80,13 +80,15 @@ class FeatureStore:
         unfinished = self.folder / f"{name}.unfinished"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
-                file.write(self._checksum(content) + content)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(self.folder / f"{name}{_SUFFIX}")
+            try:
+                with unfinished.open("wb") as file:
+                    file.write(self._checksum(content) + content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                unfinished.replace(self.folder / f"{name}{_SUFFIX}")
+            finally:
+                unfinished.unlink(missing_ok=True)
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
             raise UserError(
                 f"features: expected to keep them in '{self.folder}', found {error.strerror}; make room or choose another "
                 "folder."
