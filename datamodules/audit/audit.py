@@ -189,6 +189,8 @@ def _together(table: ImageTable, duplicates: Duplicates) -> list[str]:
     if table.listing.groups is not None:
         rows_of: dict[str, list[int]] = {}
         for row, group in enumerate(table.listing.groups):
+            if not group:
+                continue  # an image on its own
             rows_of.setdefault(group, []).append(row)
         ties += rows_of.values()
     return [table.paths[row] for row in _first_of_tied(len(table.paths), ties)]

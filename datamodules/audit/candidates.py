@@ -147,7 +147,8 @@ def describe(grey: NDArray[np.uint8], common: Floats, margin: int = 0, orientati
 
 
 def _alike(copies: Floats, originals: Floats, count: int, least: float, margin: int, orientation: int) -> Candidates:
-    original, cosine = (found.ravel() for found in nearest(copies, originals, count))
+    neighbours, cosines = nearest(copies, originals, count)
+    original, cosine = neighbours.ravel(), cosines.ravel()
     copy = np.repeat(np.arange(len(copies)), len(original) // max(len(copies), 1))
     kept = (original != copy) & (cosine >= least)
     alike = Candidates(original, copy, np.full_like(copy, margin), np.full_like(copy, orientation), cosine)
@@ -159,7 +160,9 @@ def _with_best_margin(pairs: Candidates, cropped: list[Floats]) -> Candidates:
     both = Candidates(
         np.concatenate([pairs.original, pairs.copy]),
         np.concatenate([pairs.copy, pairs.original]),
-        *(np.tile(values, 2) for values in (pairs.margin, pairs.orientation, pairs.cosine)),
+        np.tile(pairs.margin, 2),
+        np.tile(pairs.orientation, 2),
+        np.tile(pairs.cosine, 2),
     )
     cosines = np.stack([(rows[both.original] * cropped[0][both.copy]).sum(1) for rows in cropped])
     return Candidates(both.original, both.copy, cosines.argmax(0), both.orientation, cosines.max(0))

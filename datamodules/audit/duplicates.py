@@ -112,8 +112,8 @@ def find_duplicates(
     """Find images that show the same picture.
 
     Near duplicates are verified: of each two that may be copies, one is laid over the other, with a search for the part
-    that it shows, and what agrees of structure and of colour, multiplied, must reach 0.83, and more where they share less
-    than 0.85 of what they show.
+    that it shows, and what agrees of structure and of colour, multiplied, must reach 0.83, and more where they share
+    less than 0.85 of what they show.
 
     Args:
         inspection: of all images; what cannot be read is left out.

@@ -114,9 +114,10 @@ def _conflicts(audit: Audit) -> Iterator[Finding]:
         yield Finding(
             "conflicts",
             "problem",
-            f"{_of(count, 'picture')} {'has' if count == 1 else 'have'} different labels on {'its' if count == 1 else 'their'} copies",
-            f"{sum(1 for one in audit.conflicts if one.kind != 'near'):,} of them on identical copies, where at most one label "
-            "is right; near copies may differ in what the label is about.",
+            f"{_of(count, 'picture')} {'has' if count == 1 else 'have'} different labels on "
+            f"{'its' if count == 1 else 'their'} copies",
+            f"{sum(1 for one in audit.conflicts if one.kind != 'near'):,} of them on identical copies, where at most "
+            "one label is right; near copies may differ in what the label is about.",
             "Look at them, decide, and correct the label or delete the other copies.",
             count,
             "duplicates",
@@ -146,7 +147,8 @@ def _labels(audit: Audit) -> Iterator[Finding]:
         "labels",
         "warning",
         f"{_of(count, 'label')} may be wrong ({share:.1%})",
-        f"A simple classifier that never saw these images takes them for another class; the most doubtful come first.{blame}",
+        "A simple classifier that never saw these images takes them for another class; the most doubtful come first."
+        f"{blame}",
         "Look at them; correct the label (move the file to the right class folder) or remove the image. Begin with "
         "those in test.",
         count,
@@ -160,9 +162,10 @@ def _shortcut(audit: Audit) -> Iterator[Finding]:
         yield Finding(
             "shortcut",
             "warning",
-            f"The files tell the class without a look at the pictures ({found.accuracy:.0%} right, chance {found.chance:.0%})",
-            f"By {', '.join(found.properties)}. A network learns such a shortcut in place of the subject, and fails where "
-            "it does not hold.",
+            f"The files tell the class without a look at the pictures ({found.accuracy:.0%} right, chance "
+            f"{found.chance:.0%})",
+            f"By {', '.join(found.properties)}. A network learns such a shortcut in place of the subject, and fails "
+            "where it does not hold.",
             "Collect all classes in the same way, or bring all files to one size and format.",
             0,
             "files",
@@ -268,7 +271,8 @@ def _pictures(audit: Audit) -> Iterator[Finding]:
         yield Finding(
             "duplicates",
             "warning",
-            f"{_of(len(inside), 'picture')} {'is' if len(inside) == 1 else 'are'} more than once in one split ({extra:,} to spare)",
+            f"{_of(len(inside), 'picture')} {'is' if len(inside) == 1 else 'are'} more than once in one split "
+            f"({extra:,} to spare)",
             "Copies count twice in training, and in a test they make its interval too narrow.",
             f"Delete all copies but one; or train from {GROUPS_FILE}, in which the copies of a picture are a group.",
             len(inside),

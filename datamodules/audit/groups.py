@@ -141,7 +141,8 @@ def crossing_groups(groups: Sequence[str], splits: Sequence[str]) -> dict[str, C
     """Groups that are in more than one split, with their images in each, the largest first."""
     found: dict[str, Counter[str]] = {}
     for group, split in zip(groups, splits, strict=True):
-        found.setdefault(group, Counter())[split] += 1
+        if group:  # an image without one is on its own
+            found.setdefault(group, Counter())[split] += 1
     crossing = [(group, counts) for group, counts in found.items() if len(counts) > 1]
     return dict(sorted(crossing, key=lambda item: -item[1].total()))
 

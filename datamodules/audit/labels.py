@@ -115,7 +115,7 @@ def _judge_single(
     scores = np.where(judged, own, np.nan)
     other = _confident_other(probability, given, judged)
     doubted = np.flatnonzero(judged & (other >= 0))
-    suspects = [Suspect(int(row), labels[row], (classes[other[row]],), float(own[row])) for row in doubted]
+    suspects = [Suspect(row, labels[row], (classes[other[row]],), float(own[row])) for row in doubted.tolist()]
     return Judgement(scores, sorted(suspects, key=lambda suspect: suspect.score))
 
 
@@ -137,11 +137,11 @@ def _judge_several(
         own = probability[np.arange(len(given)), given]
         scores = np.minimum(scores, own)  # NaN stays
         other = _confident_other(probability, given, judged)
-        for row in np.flatnonzero(judged & (other >= 0)):
+        for row in np.flatnonzero(judged & (other >= 0)).tolist():
             if row not in worst or own[row] < worst[row].score:
                 names = labels[row]
                 changed = tuple(n for n in names if n != name) if name in names else (*names, name)
-                worst[row] = Suspect(int(row), names, changed, float(own[row]))
+                worst[row] = Suspect(row, names, changed, float(own[row]))
     return Judgement(scores, sorted(worst.values(), key=lambda suspect: suspect.score))
 
 

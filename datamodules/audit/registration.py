@@ -6,6 +6,7 @@ parameters, two an axis, from coarse to fine.
 """
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,8 @@ _DAMPING = 1e-3
 
 # Edges of the three bands, from fine to coarse, as standard deviations of Gaussians in pixels of a 64 x 64 picture.
 _BAND_EDGES = (0.7, 1.7, 2.8, 5.7)
-#: Variance, in squared grey levels, that strong JPEG compression leaves in a band; what rises less above it counts less.
+#: Variance, in squared grey levels, that strong JPEG compression leaves in a band; what rises less above it counts
+#: less.
 CODING_NOISE = 2.0
 #: The same of colours, which are compressed more.
 COLOUR_NOISE = 8.0
@@ -70,8 +72,8 @@ def _grid(side: int) -> Floats:
 
 
 def displaced(first: Floats, second: Floats) -> Floats:
-    """Regions that begin where the second picture seems to be, at the same scale, by phase correlation (C. D. Kuglin and
-    D. C. Hines, "The Phase Correlation Image Alignment Method", 1975).
+    """Regions that begin where the second picture seems to be, at the same scale, by phase correlation (C. D. Kuglin
+    and D. C. Hines, "The Phase Correlation Image Alignment Method", 1975).
 
     Args:
         first: grey, ``(P, n, n)``.
@@ -203,7 +205,7 @@ def colour(first: Floats, second: Floats, regions: Floats) -> Floats:
 
 
 def _correlate(first: Floats, second: Floats, inside: Floats) -> tuple[Floats, Floats]:
-    """Normalised cross-correlation over bands ``(P, B, n, n)`` where ``inside`` is 1, and the smaller of the variances."""
+    """Normalised cross-correlation over bands ``(P, B, n, n)`` where ``inside`` is 1, and the smaller variance."""
     inside = inside[:, None]
     count = inside.sum((2, 3), keepdims=True) + 1e-6
     one, two = ((bands - (bands * inside).sum((2, 3), keepdims=True) / count) * inside for bands in (first, second))
@@ -214,11 +216,11 @@ def _correlate(first: Floats, second: Floats, inside: Floats) -> tuple[Floats, F
 
 
 def _bands(pictures: Floats) -> list[Floats]:
-    blurred = []
+    blurred: list[Floats] = []
     for deviation in _BAND_EDGES:
         matrix = _gaussian(pictures.shape[1], deviation)
-        blurred.append(matrix @ pictures @ matrix.T)
-    return [fine - coarse for fine, coarse in zip(blurred, blurred[1:], strict=False)]
+        blurred.append((matrix @ pictures @ matrix.T).astype(np.float32))
+    return [fine - coarse for fine, coarse in pairwise(blurred)]
 
 
 @cache

@@ -50,7 +50,7 @@ def find_shortcut(facts: Sequence[ImageFacts], targets: Sequence[str], seed: int
         ('width',)
     """
     table = _properties(facts)
-    names, classes, counts = np.unique(targets, return_inverse=True, return_counts=True)
+    _, classes, counts = np.unique(targets, return_inverse=True, return_counts=True)
     kept = np.isin(classes, np.flatnonzero(counts >= _FOLDS))
     if kept.sum() < _FEWEST or len(np.unique(classes[kept])) < 2:
         return None

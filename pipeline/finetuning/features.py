@@ -30,9 +30,9 @@ _FORMAT = 1  # part of every key: raise it when features of the same name would 
 class FeatureStore:
     """Features on disk, found by the image, its view, the network and the preprocessing.
 
-    A file is written under a name of its own, becomes visible when it is complete, and never changes: several processes
-    can write at once, and one that is killed leaves nothing half done. What has been damaged is noticed by its checksum,
-    removed, and computed again. Nothing in a file is run.
+    A file is written under a name of its own, becomes visible when it is complete, and never changes: several
+    processes can write at once, and one that is killed leaves nothing half done. What has been damaged is noticed by
+    its checksum, removed, and computed again. Nothing in a file is run.
 
     Args:
         folder: where all features are kept, of whatever network; it is made where there is none.
@@ -90,8 +90,8 @@ class FeatureStore:
                 unfinished.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(
-                f"features: expected to keep them in '{self.folder}', found {error.strerror}; make room or choose another "
-                "folder."
+                f"features: expected to keep them in '{self.folder}', found {error.strerror}; make room or choose "
+                "another folder."
             ) from error
 
     def _key(self, image: str, view: int) -> bytes:
@@ -145,9 +145,9 @@ def extract_features(
 ) -> Floats:
     """Features of all images, computed where the store has none, in evaluation mode and without gradients.
 
-    The network sees batches of one size (the last is filled up), whichever images are missing, so that on a processor an
-    image has the same features, bit for bit, whatever it is computed with; on a GPU they may differ by rounding where
-    another algorithm is chosen. What comes out of the store is bit for bit what went in. Identical images are computed
+    The network sees batches of one size (the last is filled up), whichever images are missing, so that on a processor
+    an image has the same features, bit for bit, whatever it is computed with; on a GPU they may differ by rounding
+    where another algorithm is chosen. What comes out of the store is bit for bit what went in. Identical images are computed
     once.
 
     Args:
