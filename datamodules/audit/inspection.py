@@ -40,18 +40,6 @@ _FORMATS = {
 _MODE_BITS = {"1": 1, "I;16": 16, "I;16B": 16, "I;16L": 16, "I;16N": 16, "I": 32, "F": 32}
 _BITS_PER_SAMPLE = 258  # of TIFF
 
-# What people have in place of pictures, by its first bytes.
-_NO_PICTURES = (
-    (b"version https://git-lfs", "it is a Git LFS pointer in place of the picture; run `git lfs pull`"),
-    (b"<!doctype", "it is a web page, as a failed download leaves behind"),
-    (b"<html", "it is a web page, as a failed download leaves behind"),
-    (b"<?xml", "it is XML text"),
-    (b"<svg", "it is an SVG drawing, which has no pixels"),
-    (b"{", "it is text, as a failed download leaves behind"),
-    (b"%pdf", "it is a PDF document"),
-    (b"pk\x03\x04", "it is a ZIP archive"),
-    (b"\x00\x05\x16\x07", "it is a companion file of macOS, not the picture"),
-)
 _GREY_OF_NOTHING = 128  # what JPEG decoders put where data is missing
 
 
@@ -197,7 +185,7 @@ def _inspect_one(
     try:
         pixels = decode(content)
     except OSError as error:
-        return ImageFacts(problem=_reason(content, error), **known), None
+        return ImageFacts(problem=" ".join(str(error).split()), **known), None
     height, width, channels = pixels.shape
     if "mode" not in known:  # an array, which Pillow does not know
         known |= {"mode": str(pixels.dtype), "channels": channels, "bits": 8 * pixels.dtype.itemsize}
@@ -260,25 +248,6 @@ def _likeness(rgb: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uin
     block = SIDE // CHROMA_SIDE
     colours = bands[..., 1:].reshape(CHROMA_SIDE, block, CHROMA_SIDE, block, 2).mean((1, 3))
     return bands[..., 0], np.rint(colours).astype(np.uint8).transpose(2, 0, 1)
-
-
-def _reason(content: bytes, error: OSError) -> str:
-    if not content:
-        return "it is empty"
-    start = content[:64].lstrip().lower()
-    for beginning, what in _NO_PICTURES:
-        if start.startswith(beginning):
-            return what
-    if content[4:8] == b"ftyp":
-        return "it is HEIC, AVIF or a film; convert it to JPEG or PNG"
-    if not any(content[:4096]):
-        return "it begins with nothing but zeros, as a failed copy leaves behind"
-    message = str(error)
-    if "truncated" in message.lower():
-        return f"it is cut short ({len(content):,} bytes are left)"
-    if "cannot identify" in message:
-        return "it is no image of a known format"
-    return message if message else type(error).__name__
 
 
 def _cores() -> int:
