@@ -265,7 +265,7 @@ class ImageDataModule(LightningDataModule):
         """
         if self.trainer is None or self.trainer.state.fn is None:
             return
-        tried, bad = 0, []
+        tried = 0
         for split in self._splits_of_stage:
             if split in self.skipped:
                 continue
@@ -274,16 +274,25 @@ class ImageDataModule(LightningDataModule):
                 continue
             reasons = unreadable_images(dataset, partial(self.progress, f"trying {split}"))
             tried += len(dataset)
-            bad += [f"{dataset.storage.describe(row)} ({why})" for row, why in reasons.items()]
             self.skipped[split] = reasons
+        bad = self.left_out
         if bad and self.unreadable == "error":
             self.skipped.clear()
             raise DataError(name_unreadable(bad, tried))
 
+    @property
+    def left_out(self) -> list[str]:
+        """Each image that is left out because it cannot be read, with the reason in parentheses."""
+        return [
+            f"{self._storage(split).describe(row)} ({why})"
+            for split, reasons in self.skipped.items()
+            for row, why in reasons.items()
+        ]
+
     def setup(self, stage: str) -> None:
         # What was found by the process that looked is what all of them leave out.
-        assert self.trainer is not None
-        self.skipped = self.trainer.strategy.broadcast(self.skipped)
+        if self.trainer is not None:
+            self.skipped = self.trainer.strategy.broadcast(self.skipped)
 
     def state_dict(self) -> dict[str, Any]:
         """Kept in every checkpoint: which images were in which split, and how far the epoch had come."""

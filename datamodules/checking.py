@@ -11,6 +11,8 @@ from datamodules.dataset import ImageDataset
 MAX_WORKERS = 8
 #: Images whose values are looked at to find mean and standard deviation.
 _MEASURED = 1_000
+# Images that wait to be tried: all at once would fill the memory, and hold up who interrupts it.
+_AT_ONCE = 1_000
 
 #: Told what is being done, how much of it is done, and of how many.
 Progress = Callable[[str, int, int], None]
@@ -44,10 +46,12 @@ def unreadable_images(dataset: ImageDataset, progress: Callable[[int, int], None
 
     found: dict[int, str] = {}
     with ThreadPoolExecutor(usable_cores()) as pool:  # decoders do not hold the interpreter's lock
-        for index, why in enumerate(pool.map(reason, range(len(dataset)))):
-            if why is not None:
-                found[int(dataset.rows[index])] = why
-            progress(index + 1, len(dataset))
+        for start in range(0, len(dataset), _AT_ONCE):
+            tried = range(start, min(start + _AT_ONCE, len(dataset)))
+            for index, why in zip(tried, pool.map(reason, tried), strict=True):
+                if why is not None:
+                    found[int(dataset.rows[index])] = why
+                progress(index + 1, len(dataset))
     return found
 
 
@@ -83,14 +87,23 @@ def channel_statistics(dataset: ImageDataset, seed: int) -> tuple[list[float], l
 
 
 def name_unreadable(described: Sequence[str], total: int) -> str:
-    """A line that names unreadable images with their reasons, ten of them, and counts the others.
+    """A line that names unreadable images with their reasons.
 
     Args:
         described: each image with its reason.
         total: how many images were tried.
     """
-    shown = ", ".join(described[:10]) + (f" and {len(described) - 10:,} more" if len(described) > 10 else "")
     return (
-        f"data: expected {total:,} images that can be read, found {len(described):,} that cannot: {shown}; repair or "
-        "remove them, or leave them out by data.unreadable skip."
+        f"data: expected {total:,} images that can be read, found {len(described):,} that cannot: "
+        f"{first_of(described)}; repair or remove them, or leave them out by data.unreadable skip."
     )
+
+
+def first_of(described: Sequence[str]) -> str:
+    """Ten of them, and the number of the others.
+
+    Example:
+        >>> first_of([str(number) for number in range(12)])
+        '0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more'
+    """
+    return ", ".join(described[:10]) + (f" and {len(described) - 10:,} more" if len(described) > 10 else "")

@@ -122,14 +122,18 @@ class ImageDataset(Dataset[Item]):
         except Exception as error:  # transforms are the person's choice, and each has its own types
             raise DataError(
                 f"data.train_transforms: expected transforms that fit the images, found {type(error).__name__} on "
-                f"{self.storage.describe(int(self.rows[index]))} ({error}); change the transforms."
+                f"{self.storage.describe(int(self.rows[index]))} ({_in_one_line(error)}); change the transforms."
             ) from error
 
     def _unreadable(self, index: int, error: OSError) -> DataError:
         return DataError(
-            f"{self.storage.describe(int(self.rows[index]))}: expected an image that can be read, found {error}; "
-            "repair or remove the file."
+            f"{self.storage.describe(int(self.rows[index]))}: expected an image that can be read, found "
+            f"{_in_one_line(error)}; repair or remove the file."
         )
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 class ImageLoader(DataLoader[Item]):

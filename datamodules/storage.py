@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.errors import DataError
+from datamodules.errors import DataError, printable
 
 
 class Storage(ABC):
@@ -64,7 +64,7 @@ class FileStorage(Storage):
         return self.source(row).stat().st_size
 
     def describe(self, row: int) -> str:
-        return str(self.source(row))
+        return printable(str(self.source(row)))
 
 
 class SelectedStorage(Storage):
@@ -106,18 +106,18 @@ def require_inside(root: Path, paths: Sequence[str], key: str) -> None:
     for path in paths:
         file = root / path
         parent = file.parent
-        if parent not in folders:
-            folders[parent] = parent.resolve().is_relative_to(root)
         try:
+            if parent not in folders:
+                folders[parent] = parent.resolve().is_relative_to(root)
             outside = not folders[parent] or (file.is_symlink() and not file.resolve().is_relative_to(root))
             found = None if outside else file.stat().st_mode
         except (OSError, ValueError, RuntimeError):  # absent, a name with a null byte, a circle of links
-            wrong.append(f"nothing at '{file}'")
+            wrong.append(f"nothing at '{printable(str(file))}'")
             continue
         if outside:
-            wrong.append(f"'{file}', which leads out of it")
+            wrong.append(f"'{printable(str(file))}', which leads out of it")
         elif found is None or not stat.S_ISREG(found):
-            wrong.append(f"'{file}', which is no regular file")
+            wrong.append(f"'{printable(str(file))}', which is no regular file")
     if wrong:
         more = f" (and {len(wrong) - 1:,} more like it)" if len(wrong) > 1 else ""
         raise DataError(

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.errors import DataError, printable
 from datamodules.storage import SelectedStorage, Storage
 
 #: File name endings that are taken for images.
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".npy"})
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,22 @@ def digest_of(rows: list[dict[str, str]]) -> str:
 
 
 def list_images(folder: Path, root: Path) -> list[str]:
-    """Image files below ``folder`` at any depth, relative to ``root``, sorted; hidden files are passed over."""
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    """Files below ``folder`` that are called images, relative to ``root``, sorted; hidden ones are passed over.
+
+    Links that lead nowhere, pipes and the like are among them, so that nothing is lost in silence: who opens them says
+    what they are.
+
+    Raises:
+        DataError: a name is no UTF-8, and could not be written into any file of a run.
+    """
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir())
     found = (path.relative_to(root) for path in files)
-    return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+    names = sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"data: expected names of files in UTF-8, found '{printable(str(root / name))}'; rename it."
+            ) from error
+    return names

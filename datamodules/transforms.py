@@ -144,10 +144,9 @@ class Augmentation:
         if self.compose.transforms:
             self.compose.set_random_seed(int(seed.generate_state(1)[0]))
             image = self.compose(image=image)["image"]
-        if image.dtype != self.preprocessing.dtype or image.ndim != 3:
-            raise TypeError(
-                f"expected {self.preprocessing.dtype} (H, W, C), found {image.dtype} with {image.ndim} dimensions"
-            )
+        channels, dtype = self.preprocessing.channels, self.preprocessing.dtype
+        if image.dtype != dtype or image.ndim != 3 or image.shape[2] != channels:
+            raise TypeError(f"expected (H, W, {channels}) of {dtype}, found {image.shape} of {image.dtype}")
         if image.shape[:2] != (self.preprocessing.size,) * 2:
             image = self.preprocessing.fit_to_size(image)
         return image

@@ -116,5 +116,8 @@ def _hush() -> None:
     warnings.filterwarnings("ignore", message="The dirpath has changed from")
     # Saving transforms that were given in YAML writes their tuples as lists, which albumentations takes as well.
     warnings.filterwarnings("ignore", message=r"\s*Dump of a value that does not round-trip")
+    # What is odd about an image is either read all the same, or a reason that we name with the file.
+    warnings.filterwarnings("ignore", module="PIL")
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
     # Our metrics are kept by epoch; small data sets have fewer steps in one than the logging interval.
     warnings.filterwarnings("ignore", message="The number of training batches")

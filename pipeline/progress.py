@@ -10,6 +10,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
+from datamodules import ImageDataModule
+from datamodules.checking import first_of
+
 
 @rank_zero_only
 def say(text: str = "") -> None:
@@ -73,6 +76,24 @@ class ProgressBar(TQDMProgressBar):
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         super().on_train_epoch_start(trainer, *_)
         self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}")
+
+
+class LeftOutLine(Callback):
+    """One line, before the model sees anything, that names the images that are left out because they cannot be read.
+
+    Args:
+        data: what is read.
+    """
+
+    def __init__(self, data: ImageDataModule) -> None:
+        self.data = data
+        self._told: list[str] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        left_out = self.data.left_out
+        if left_out != self._told:  # `fit` goes on to validate and test with the same
+            say(f"skipped    {len(left_out):,} images that cannot be read: {first_of(left_out)}")
+            self._told = left_out
 
 
 class EpochLines(Callback):

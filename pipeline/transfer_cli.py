@@ -27,7 +27,7 @@ from pipeline.models.sources import REGISTRY
 from pipeline.models.weights import Lineage, preprocessing_record
 from pipeline.monitor import choose_monitor
 from pipeline.precision import pick_precision
-from pipeline.progress import Meter, ProgressBar, say, warn_scratch
+from pipeline.progress import LeftOutLine, Meter, ProgressBar, say, warn_scratch
 from pipeline.provenance import code_revision
 from pipeline.registry.weights import registered_weights
 from pipeline.runs import LAST, PREDICTIONS, RUNS, RunFolder, find_resumable, new_run_name, require_folder
@@ -160,14 +160,14 @@ class TransferCLI(LightningCLI):
         self.datamodule.progress = Meter(bar and os.environ.get("LOCAL_RANK", "0") == "0")
         if self.subcommand == "fit":
             self.fitting = self._make_fitting()
-            callbacks = self.fitting.callbacks
+            callbacks = [LeftOutLine(self.datamodule), *self.fitting.callbacks]
             if self.fitting.logger is not None:
                 kwargs["logger"] = self.fitting.logger
             if settings.trainer.precision is None:
                 kwargs["precision"] = self.precision[0]
         else:
             self.collector = PredictionCollector()
-            callbacks = [self.collector]
+            callbacks = [LeftOutLine(self.datamodule), self.collector]
             kwargs["logger"] = False
         try:
             return super().instantiate_trainer(
@@ -223,7 +223,9 @@ class TransferCLI(LightningCLI):
             logger=logger,
             registered_model_name=settings.registered_model_name,
             tags=tags,
-            data_facts=DataFacts(data.dataset_name, table.listing.storage.location, table.digest, counts),
+            data_facts=DataFacts(
+                data.dataset_name, table.listing.storage.location, table.digest, counts, lambda: data.left_out
+            ),
             started=self.started,
         )
 

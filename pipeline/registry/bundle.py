@@ -76,7 +76,7 @@ def write_bundle(folder: Path, task: ClassificationTask, description: dict[str, 
 
 def needs_tifffile(record: dict[str, Any]) -> bool:
     """Whether images of a preprocessing record may be TIFF files that Pillow cannot read."""
-    return record.get("dtype", "uint8") != "uint8" or record["channels"] not in (1, 3, 4)
+    return record.get("dtype", "uint8") != "uint8" or record["channels"] not in (1, 3)
 
 
 @contextlib.contextmanager

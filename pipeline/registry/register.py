@@ -63,7 +63,7 @@ def register(
     if tested.multi_label:
         outputs = [ColSpec(Array(DataType.string), "labels")]
     outputs.append(ColSpec(Array(DataType.double), "probabilities"))
-    needs = [*_REQUIREMENTS, *(["tifffile"] if needs_tifffile(task.hparams["preprocessing"]) else [])]
+    needs = [*_REQUIREMENTS, *(["tifffile", "imagecodecs"] if needs_tifffile(task.hparams["preprocessing"]) else [])]
     chosen = np.unique(np.linspace(0, len(tested.probabilities) - 1, _GOLDEN_SAMPLES).astype(int))
     encoded = [read(int(i)) for i in chosen]
     client = logger.experiment

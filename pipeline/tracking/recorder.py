@@ -1,7 +1,7 @@
 """Writing down, when training starts, everything that a run can be repeated and found by."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ class DataFacts:
         root: where it was read.
         digest: of every row.
         counts: images by split and class.
+        left_out: gives the images that are left out because they cannot be read, once they are known.
     """
 
     name: str
     root: Path
     digest: str
     counts: Mapping[str, Mapping[str, int]]
+    left_out: Callable[[], Sequence[str]]
 
 
 class RunRecorder(Callback):
@@ -54,6 +56,7 @@ class RunRecorder(Callback):
         logger = self.logger
         logger.log_hyperparams(yaml.safe_load(self.folder.config))
         logger.set_tags({**self.tags, "mlflow.source.git.commit": self.tags["code_revision"]})
+        logger.set_tags({"skipped_images": str(len(self.data.left_out()))})
         logger.log_dataset(self.data.name, self.data.digest, str(self.data.root), json.dumps(self.data.counts))
         for name in (CONFIG, SPLIT):
             logger.log_file(self.folder.path / name)
