@@ -375,9 +375,11 @@ def _read_tiff(data: bytes, channels: int, dtype: str) -> NDArray[Any]:
     except ImportError as error:
         raise OSError("it is a TIFF that needs the package tifffile; pip install tifffile imagecodecs") from error
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        # Not `file.series`: it follows damaged chains of pages for hours, and opens other files that are named in this.
+        # Not `file.series`: it never ends where pages follow one another in a circle, and puts zeros where other files
+        # are named.
         first = file.pages[0]
-        alike = [page for page in islice(file.pages, _MOST_PAGES) if page.shape == first.shape]  # others are thumbnails
+        pages = {page.offset: page for page in islice(file.pages, _MOST_PAGES)}
+        alike = [page for page in pages.values() if page.shape == first.shape]  # the others are thumbnails
         imagej = file.imagej_metadata or {}
         if len(alike) not in (1, channels) or imagej.get("images", 1) != imagej.get("channels", 1):
             raise OSError(f"it is a stack of {len(alike)} images; keep each in a file of its own")

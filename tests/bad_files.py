@@ -69,24 +69,36 @@ def with_orientation(kind: int, count: int, value: bytes, cut: int = 0) -> bytes
     return with_segment(b"\xe1", exif[: len(exif) - cut])
 
 
+def _jpeg_head(kind: bytes, width: int, height: int, components: int, symbol: int) -> bytes:
+    def table(number: int, symbol: int) -> bytes:
+        content = bytes([number, 1]) + bytes(15) + bytes([symbol])
+        return b"\xff\xc4" + struct.pack(">H", len(content) + 2) + content
+
+    frame = struct.pack(">HBHHB", 8 + 3 * components, 8, height, width, components)
+    frame += b"".join(bytes([number + 1, 0x11, 0]) for number in range(components))
+    quantities = b"\xff\xdb" + struct.pack(">H", 67) + b"\0" + bytes([1] * 64)
+    return b"\xff\xd8" + quantities + b"\xff" + kind + frame + table(0x00, 0) + table(0x10, symbol)
+
+
+def _scan(component: int, first: int, last: int, data: bytes) -> bytes:
+    return b"\xff\xda" + struct.pack(">HB", 8, 1) + bytes([component, 0, first, last, 0]) + data
+
+
+def planes(components: int, count: int) -> bytes:
+    """A flat JPEG of 64 x 64 pixels, not progressive, whose components come one after another, the last many times."""
+    numbers = [*range(1, components), *[components] * (count - components + 1)]
+    body = b"".join(_scan(number, 0, 63, bytes(64 * 2 // 8)) for number in numbers)
+    return _jpeg_head(b"\xc1", 64, 64, components, 0) + body + b"\xff\xd9"
+
+
 def scans(width: int, height: int, count: int) -> bytes:
     """A progressive JPEG of that many scans, all but the first of them empty; a pass over the image each."""
     blocks = -(-width // 8) * -(-height // 8)
-
-    def table(kind: int, symbol: int) -> bytes:
-        content = bytes([kind, 1]) + bytes(15) + bytes([symbol])
-        return b"\xff\xc4" + struct.pack(">H", len(content) + 2) + content
-
-    def scan(first: int, last: int, data: bytes) -> bytes:
-        return b"\xff\xda" + struct.pack(">HB", 8, 1) + bytes([1, 0, first, last, 0]) + data
-
     runs = "".join("0" + "1" * 14 for _ in range(-(-blocks // 32767)))  # "the next 32,767 blocks are empty"
     runs += "1" * (-len(runs) % 8)
     empty = int(runs, 2).to_bytes(len(runs) // 8, "big").replace(b"\xff", b"\xff\0")
-    head = b"\xff\xd8\xff\xdb" + struct.pack(">H", 67) + b"\0" + bytes([1] * 64)
-    frame = b"\xff\xc2" + struct.pack(">HBHHB", 11, 8, height, width, 1) + bytes([1, 0x11, 0])
-    start = head + frame + table(0x00, 0) + table(0x10, 0xE0) + scan(0, 0, bytes(-(-blocks // 8)))
-    return start + scan(1, 63, empty) * (count - 1) + b"\xff\xd9"
+    start = _jpeg_head(b"\xc2", width, height, 1, 0xE0) + _scan(1, 0, 0, bytes(-(-blocks // 8)))
+    return start + _scan(1, 1, 63, empty) * (count - 1) + b"\xff\xd9"
 
 
 def _patched(data: bytes, place: int, patch: bytes) -> bytes:
@@ -171,6 +183,9 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "long head.npy": (b"\x93NUMPY\x02\x00\xf0\xff\xff\xff{", "damaged"),
 }
 
+#: A TIFF of 16 bits whose pages follow one another in a circle.
+CIRCLE = tiff(9, 9, 16, following=562, data=bytes(162) + struct.pack("<HI", 0, 8), t279=162)
+
 #: The same of images of 16 bits and one channel, which other code reads.
 REFUSED_ARRAYS: dict[str, tuple[bytes, str]] = {
     "claims.tif": (tiff(60_000, 60_000, 16), "claims to hold"),
@@ -202,6 +217,8 @@ def odd_but_sound() -> Iterator[tuple[str, bytes, Callable[[], np.ndarray] | Non
     yield "data bomb.png", png(9, 9, zeros(2**29)), lambda: np.zeros((9, 9, 3), np.uint8)
     yield "no screen.gif", _patched(GIF, 6, bytes(4)), lambda: np.asarray(PICTURE.quantize(16).convert("RGB"))
     yield "pages in a circle.tif", tiff(9, 9, following=8), lambda: np.zeros((9, 9, 3), np.uint8)
+    circle = struct.pack("<HI", 0, 8) + bytes(494)  # an empty page, after which the first comes again
+    yield "pages in a circle of two.tif", tiff(9, 9, following=400, data=circle), None
     yield "trailing.jpg", JPEG + bytes(range(256)) * 40, lambda: of_jpeg
     yield "film behind.jpg", JPEG + b"\xff\xda" * 500, lambda: of_jpeg
     yield "preview.jpg", with_segment(b"\xe5", scans(8, 8, 200)[:60_000]), lambda: of_jpeg

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from datamodules import DataError
@@ -16,7 +17,20 @@ from datamodules.checking import unreadable_images
 from datamodules.dataset import ImageDataset
 from datamodules.decode import EncodedImage, decode
 from datamodules.storage import FileStorage, require_inside
-from tests.bad_files import GIF, PICTURE, REFUSED, REFUSED_ARRAYS, WEBP, odd_but_sound, pickled, png, scans, zeros
+from tests.bad_files import (
+    CIRCLE,
+    GIF,
+    PICTURE,
+    REFUSED,
+    REFUSED_ARRAYS,
+    WEBP,
+    odd_but_sound,
+    pickled,
+    planes,
+    png,
+    scans,
+    zeros,
+)
 from tests.images import encoded, preprocessing, smooth
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
@@ -60,14 +74,15 @@ def test_of_an_animation_the_first_frame_is_read():
 
 
 TRIAL = """
-import json, logging, resource, sys, time, warnings
+import io, json, logging, resource, sys, time, warnings
 from pathlib import Path
-import imagecodecs, simplejpeg, tifffile
+import imagecodecs, tifffile
+from PIL import Image
 from datamodules.decode import EncodedImage, decode
-from tests.bad_files import JPEG
 warnings.simplefilter("ignore")
 logging.disable()
-decode(JPEG)
+Image.new("RGB", (9, 9)).save(buffer := io.BytesIO(), "JPEG")
+decode(buffer.getvalue())
 pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
 taken = pages * resource.getpagesize() + int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_AS, (taken, resource.getrlimit(resource.RLIMIT_AS)[1]))
@@ -145,10 +160,8 @@ def test_a_pickle_in_an_array_is_never_loaded(tmp_path):
     assert not made.exists()
 
 
-def test_no_other_file_is_opened_for_an_image(tmp_path, monkeypatch):
-    # A TIFF of microscopes may name the files that its pictures lie in.
-    import tifffile
-
+def test_no_other_file_counts_that_an_image_names(tmp_path, monkeypatch):
+    # A TIFF of microscopes may name the files in which its pictures lie.
     monkeypatch.chdir(tmp_path)
     head = (
         '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0" '
@@ -156,10 +169,13 @@ def test_no_other_file_is_opened_for_an_image(tmp_path, monkeypatch):
         'PlaneCount="1"><UUID FileName="other.tif">urn:uuid:1</UUID></TiffData></Pixels></Image></OME>'
     )
     for name, value in (("own.tif", 3), ("other.tif", 7)):
-        tifffile.imwrite(name, np.full((40, 48), value, np.uint16), description=head, metadata=None)
-    assert (tifffile.imread("own.tif") == 7).all(), "the other file is not named as it should be"
-    assert (decode("own.tif", 1, "uint16") == 3).all()
-    assert (decode(Path("own.tif").read_bytes(), 1, "uint16") == 3).all()
+        tifffile.imwrite(name, np.full((40, 48), value, np.uint16), description=head, compression="zlib")
+    for source in ("own.tif", Path("own.tif").read_bytes()):
+        assert (decode(source, 1, "uint16") == 3).all()
+
+
+def test_pages_of_an_array_may_follow_in_a_circle():
+    assert (decode(CIRCLE, 1, "uint16") == np.zeros((9, 9, 1))).all()
 
 
 def test_scans_are_counted_where_they_count():
@@ -167,12 +183,11 @@ def test_scans_are_counted_where_they_count():
     assert decode(few).shape == (64, 64, 3)
     with pytest.raises(OSError, match="more than 100 scans"):
         decode(many)
-    # Of the sequential kind scans count only where each has less than all components; the frame has three here.
-    frame = b"\xff\xc2\0\x0b\x08\0@\0@"
-    sequential = frame.replace(b"\xc2", b"\xc1")
-    assert decode(many.replace(frame, sequential)).shape == (64, 64, 3)
+    # Of the other kind there may be many where not all components are in the first.
+    assert decode(planes(1, 1)).shape == (64, 64, 3)
+    assert decode(planes(3, 3)).shape == (64, 64, 3)
     with pytest.raises(OSError, match="more than 100 scans"):
-        decode(many.replace(frame + b"\x01\x01\x11\0", sequential + b"\x03\x01\x11\0").replace(b"\0\x0b", b"\0\x0b", 1))
+        decode(planes(3, 200))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
