@@ -300,6 +300,8 @@ _OTHERS = {
     (0, b"%PDF"): "a PDF document",
     (0, b"%!PS"): "a PostScript document",
     (0, b"\0\0\1\0"): "an icon",
+    (0, b"PK\3\4"): "a ZIP archive",
+    (0, b"\0\5\x16\7"): "a companion file of macOS",
     (4, b"ftypavif"): "an AVIF image",
     (4, b"ftyp"): "a HEIC image or a film",
 }
@@ -318,8 +320,11 @@ def _what_it_is(data: bytes) -> str:
         return "it is a Git LFS pointer in place of the image; run git lfs pull"
     if b"<svg" in text:
         return "it is an SVG drawing; convert it to PNG"
-    page = text.startswith((b"<!doctype", b"<html", b"<?xml"))
-    return "it is a web page" if page else "it is no image"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a web page"
+    if text.startswith(b"{"):
+        return "it is text, as a failed download leaves behind"
+    return "it is no image" if any(data[:4096]) else "it begins with zeros alone, as a failed copy leaves behind"
 
 
 # Arrays: NPY, and the TIFF files of microscopes and satellites

@@ -143,7 +143,6 @@ def _settings() -> list[str]:
     own = [
         "seed_everything",
         "finetuning",
-        "imbalance",
         "monitor",
         "imbalance",
         "patience",

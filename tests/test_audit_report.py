@@ -211,7 +211,7 @@ def test_json_has_everything_in_plain_types(tmp_path):
             "path": "cat/short.jpg",
             "label": "cat",
             "split": "train",
-            "problem": "it is cut short (1,000 bytes are left)",
+            "problem": "image file is truncated (29 bytes not processed)",
         },
     ]
     assert data["misnamed"] == [{"path": "cat/png inside.jpg", "format": "PNG"}]

@@ -147,8 +147,8 @@ def extract_features(
 
     The network sees batches of one size (the last is filled up), whichever images are missing, so that on a processor
     an image has the same features, bit for bit, whatever it is computed with; on a GPU they may differ by rounding
-    where another algorithm is chosen. What comes out of the store is bit for bit what went in. Identical images are computed
-    once.
+    where another algorithm is chosen. What comes out of the store is bit for bit what went in. Identical images
+    are computed once.
 
     Args:
         network: put into evaluation mode meanwhile; afterwards each of its modules is in the mode that it was in.
