@@ -283,6 +283,13 @@ class ImageDataModule(LightningDataModule):
         if bad and self.unreadable == "error":
             self.skipped.clear()
             raise DataError(name_unreadable(bad, tried))
+        if self.skipped.get("train"):
+            found = {name for row in self._rows("train") for name in self.table.listing.classes_of(row)}
+            if missing := [name for name in self.classes if name not in found]:
+                raise DataError(
+                    "data.unreadable: expected images of every class in train that can be read, found none of "
+                    f"{', '.join(missing)}; repair them, or remove the class."
+                )
 
     @property
     def left_out(self) -> list[str]:

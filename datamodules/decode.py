@@ -38,6 +38,7 @@ MOST_BYTES = 2**30
 _SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _EXIF_ORIENTATION = 0x0112
+_NPY = b"\x93NUMPY"
 _REDUCTIONS = (8, 4, 2)  # what every JPEG decoder can leave out at no cost
 # A progressive JPEG has ten scans or some more; each costs a pass over the whole image, and a few bytes.
 _MOST_SCANS = 100
@@ -84,7 +85,7 @@ class EncodedImage:
             raise OSError("it is empty")
         self._array: NDArray[Any] | None = None
         self._orientation = 1
-        if _is_array(self._data) or (self._data[:2] in (b"II", b"MM") and not self._is_photograph):
+        if self._data.startswith(_NPY) or (self._data[:2] in (b"II", b"MM") and not self._is_photograph):
             self._array = _read_array(self._data, channels, dtype)
             self.height, self.width = self._array.shape[:2]
             return
@@ -129,7 +130,8 @@ class EncodedImage:
         """
         if self._array is not None:
             return self._array
-        reduction = next((n for n in _REDUCTIONS if n * share <= 1), 1)
+        # Pillow leaves alone what would have no pixel left.
+        reduction = next((n for n in _REDUCTIONS if n * share <= 1 and n <= min(self._stored)), 1)
         with _explaining():
             pixels = self._fast_jpeg(reduction)
             if pixels is None:
@@ -239,6 +241,8 @@ def decode(source: bytes | str | PathLike[str], channels: int = 3, dtype: str = 
 
 def _orientation(image: Image.Image) -> int:
     """How an image is to be turned, 1 (not at all) to 8."""
+    if isinstance(image, TiffImageFile):
+        return 1  # Pillow turns it
     try:
         found = image.getexif().get(_EXIF_ORIENTATION)
     except Exception:  # damaged EXIF data raises many types, and says nothing of the pixels
@@ -330,13 +334,9 @@ def _what_it_is(data: bytes) -> str:
 # Arrays: NPY, and the TIFF files of microscopes and satellites
 
 
-def _is_array(data: bytes) -> bool:
-    return data.startswith(b"\x93NUMPY")
-
-
 def _read_array(data: bytes, channels: int, dtype: str) -> NDArray[Any]:
     with _explaining():
-        array = _read_npy(data, channels, dtype) if _is_array(data) else _read_tiff(data, channels, dtype)
+        array = _read_npy(data, channels, dtype) if data.startswith(_NPY) else _read_tiff(data, channels, dtype)
     if array.ndim == 2:
         array = array[..., None]
     if array.shape[2] != channels:

@@ -92,7 +92,8 @@ class LeftOutLine(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         left_out = self.data.left_out
         if left_out != self._told:  # `fit` goes on to validate and test with the same
-            say(f"skipped    {len(left_out):,} images that cannot be read: {first_of(left_out)}")
+            images = "1 image" if len(left_out) == 1 else f"{len(left_out):,} images"
+            say(f"skipped    {images} that cannot be read: {first_of(left_out)}")
             self._told = left_out
 
 
