@@ -74,7 +74,7 @@ def track_outcome(
     test: Evaluated,
     metrics: dict[str, Estimate],
 ) -> None:
-    """Put metrics with intervals, files, the best checkpoint and the confusion matrix into the tracked run."""
+    """Put metrics with intervals, files, the best checkpoint and a figure into the tracked run."""
     values: dict[str, float] = {}
     for name, estimate in metrics.items():
         split, _, metric = name.partition("/")
@@ -82,8 +82,8 @@ def track_outcome(
         values[name if split == "test" else f"best/{split}_{metric}"] = estimate.value
         values |= {f"intervals/{split}_{metric}_low": estimate.low, f"intervals/{split}_{metric}_high": estimate.high}
     logger.log_metrics(values)
-    predictions, accuracy = test.predictions, test.metrics["accuracy"]
-    title = f"test, {accuracy.n:,} images, accuracy {accuracy.value:.3f}"
+    predictions, metric = test.predictions, "macro_f1" if test.predictions.multi_label else "accuracy"
+    title = f"test, {len(test.paths):,} images, {_NAMES[metric]} {test.metrics[metric].value:.3f}"
     if predictions.multi_label:
         logger.log_figure(presence_figure(predictions.targets, predictions.labels, classes, title), "classes.png")
     else:

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+
+_MOST_BARS = 60
 
 
 def confusion_figure(counts: NDArray[np.int64], classes: Sequence[str], title: str) -> Figure:
@@ -38,26 +41,33 @@ def presence_figure(
 ) -> Figure:
     """Of each class, how many images were found, missed and wrongly given it, as bars.
 
+    Of more than 60 classes, those with the most mistakes.
+
     Args:
         targets: ``(N, C)`` of 0 and 1: which classes an image has.
         labels: ``(N, C)`` of 0 and 1: which were predicted.
         classes: names in order.
         title: above the picture.
     """
-    figure = Figure(figsize=(7.0, 1.6 + 0.3 * len(classes)), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
     parts = {
-        "found": (targets * labels, "tab:blue"),
-        "missed": (targets * (1 - labels), "lightsteelblue"),
-        "wrongly given": ((1 - targets) * labels, "tab:orange"),
+        "found": ((targets * labels).sum(axis=0), "tab:blue"),
+        "missed": ((targets * (1 - labels)).sum(axis=0), "lightsteelblue"),
+        "wrongly given": (((1 - targets) * labels).sum(axis=0), "tab:orange"),
     }
-    start = np.zeros(len(classes))
-    for name, (hits, color) in parts.items():
-        counts = hits.sum(axis=0)
-        axes.barh(range(len(classes)), counts, left=start, color=color, label=name)
-        start = start + counts
-    axes.set_yticks(range(len(classes)), classes)
-    axes.invert_yaxis()
+    shown = np.arange(len(classes))
+    if len(classes) > _MOST_BARS:
+        mistakes = parts["missed"][0] + parts["wrongly given"][0]
+        shown = np.sort(np.argsort(-mistakes, kind="stable")[:_MOST_BARS])
+        title = f"{title}\nthe {_MOST_BARS} of {len(classes):,} classes with the most mistakes"
+    figure = Figure(figsize=(7.5, 1.7 + 0.28 * len(shown)), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    start = np.zeros(len(shown))
+    for name, (counts, color) in parts.items():
+        axes.barh(range(len(shown)), counts[shown], left=start, color=color, label=name)
+        start = start + counts[shown]
+    axes.set_yticks(range(len(shown)), [classes[int(i)] for i in shown])
+    axes.set_ylim(len(shown) - 0.4, -0.6)  # the first class on top
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="images", title=title)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=len(parts), frameon=False)
     return figure
