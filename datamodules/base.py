@@ -375,7 +375,16 @@ class ImageDataModule(LightningDataModule):
                 "balanced_sampling, which would fetch every block many times."
             )
         blocks = None if storage.blocks is None else storage.blocks[dataset.rows]
-        sampler = EpochSampler(dataset, replicas, rank, training, self.seed, chances, blocks, storage.window)
+        sampler = EpochSampler(
+            dataset,
+            replicas,
+            rank,
+            training=training,
+            seed=self.seed,
+            chances=chances,
+            blocks=blocks,
+            window=storage.window,
+        )
         workers = max(1, usable_cores() // replicas) if self.num_workers == "auto" else self.num_workers
         return kind(
             dataset,
