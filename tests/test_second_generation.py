@@ -17,7 +17,7 @@ from pipeline.models.files import Facts, save_weights
 from tests.support import fast, write_images
 
 LICENCE = "cc-by-nc-4.0"
-RECORD = {**CIFAR_PREPROCESSING, "crop": 0.9, "mean": [0.4, 0.5, 0.6]}
+RECORD = {**CIFAR_PREPROCESSING, "crop": 0.9, "mean": [0.4, 0.5, 0.6], "dtype": "uint8"}
 
 
 class Generations:
