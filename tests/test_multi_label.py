@@ -22,6 +22,8 @@ from pipeline.task import ClassificationTask
 from tests.images import RECORD, attach
 from tests.support import fast
 from tests.tagged import TaggedImages, drawn_labels, write_tagged
+from tests.test_distributed import TWO
+from tests.test_distributed import pipeline as in_processes
 
 CHANCES = {"blue": 0.5, "green": 0.4, "red": 0.35}
 DATA = ["--data=tests.tagged.TaggedImages", "--model.backbone=resnet20"]
@@ -71,12 +73,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_classes_are_all_that_training_images_have(tmp_path):
-    root = write_tagged(tmp_path / "x", {"train": ["red|blue", "", "blue"], "val": ["red"], "test": [""]})
+    root = write_tagged(tmp_path / "x", {"train": ["red|blue", "", "blue", ""], "val": ["red"], "test": [""]})
     data = module(root)
     assert data.multi_label
     assert data.classes == ["blue", "red"]
-    assert data.class_shares == [pytest.approx(2 / 3), pytest.approx(1 / 3)]
-    assert data.dataset("train").targets.tolist() == [[1, 1], [0, 0], [1, 0]]
+    assert data.class_shares == [0.5, 0.25]
+    assert data.dataset("train").targets.tolist() == [[1, 1], [0, 0], [1, 0], [0, 0]]
     assert data.dataset("test").targets.tolist() == [[0, 0]]
 
 
@@ -269,3 +271,21 @@ def test_rare_classes_are_drawn_more_often_where_images_have_several(tmp_path):
     drawn = np.concatenate([batch["target"].numpy() for batch in data.train_dataloader()])
     kinds = {tuple(row): int((drawn == row).all(axis=1).sum()) for row in ([1, 0], [1, 1], [0, 0])}
     assert all(4 <= count <= 7 for count in kinds.values()), kinds
+
+
+@pytest.mark.slow
+def test_two_processes_that_hold_unequally_many_images_validate_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = {split: drawn_labels(count, CHANCES, count) for split, count in (("train", 24), ("val", 13), ("test", 9))}
+    root = write_tagged(tmp_path / "images", labels)
+    monkeypatch.chdir(tmp_path)
+    done = in_processes("fit", *DATA, *fast(root), *TWO, "--trainer.max_epochs=1")
+    assert done.returncode == 0, done.stderr
+    (folder,) = Path("runs").iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    client = MlflowClient(summary["tracking_uri"], summary["tracking_uri"])
+    for name in ("accuracy", "macro_f1", "mean_average_precision"):
+        (point,) = client.get_metric_history(summary["run_id"], f"val/{name}")
+        assert summary["metrics"][f"val/{name}"]["value"] == pytest.approx(point.value, abs=1e-6), name
+        assert summary["metrics"][f"val/{name}"]["n"] == 13

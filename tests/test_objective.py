@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
+import datamodules.base
 from datamodules.sampling import EpochSampler, class_balance
 from pipeline.cli import main
 from pipeline.errors import UserError
@@ -188,6 +189,10 @@ def test_a_setting_acts_in_the_data_or_in_the_loss_and_never_in_both(image_folde
     order_is_plain = module.train_dataloader().sampler.chances is None
     acting = {"none": (True, True), "balanced_sampling": (True, False)}
     assert (loss_is_plain, order_is_plain) == acting.get(imbalance, (False, True))
+
+
+def test_data_and_loss_know_the_same_values() -> None:
+    assert get_args(datamodules.base.Imbalance) == get_args(Imbalance)
 
 
 def test_shares_follow_the_training_images_alone(image_folder):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from pipeline.errors import UserError
@@ -50,6 +51,22 @@ def test_evaluation_is_float32_inside_autocast() -> None:
             under_autocast = task.test_step(batch, 0)["probabilities"]
     assert under_autocast.dtype == torch.float32
     torch.testing.assert_close(under_autocast, plain, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log:UserWarning")
+def test_the_validation_loss_is_the_mean_log_loss_and_finite() -> None:
+    task = make().eval()
+    batch = {
+        "image": torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8),
+        "target": torch.tensor([0, 2, 1]),
+        "index": torch.arange(3),
+    }
+    with torch.inference_mode():
+        task.validation_step(batch, 0)
+        torch.testing.assert_close(task.val_loss.compute(), F.cross_entropy(task(batch["image"]), batch["target"]))
+        task.network.fc.bias.copy_(torch.tensor([1000.0, 0, 0]))  # certain, and wrong
+        task.validation_step(batch, 0)
+    assert torch.isfinite(task.val_loss.compute())
 
 
 def test_weights_are_channels_last() -> None:
