@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from datamodules.conversion import convert
-
 from datamodules.checking import name_unreadable, unreadable_images
+from datamodules.conversion import convert
 from datamodules.errors import DataError
 from pipeline.data_commands import DataCLI
 from pipeline.parsing import BESIDE_FIT, Parser
