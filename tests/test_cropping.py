@@ -176,9 +176,7 @@ def test_the_place_of_a_crop_does_not_move_with_the_scale(cut):
         for picture in pictures:
             crop(picture, np.random.default_rng(seed))
         full, reduced = (box(picture, part) for picture, part in zip(pictures, cut[-2:], strict=True))
-        # All of it is there, and little of what is around it: a pixel at the reduced scale, and rounding.
-        assert (reduced[:2] <= full[:2] + 1).all()
-        assert (reduced[2:] >= full[2:] - 1).all()
+        # A pixel at the reduced scale, and as much for sides that it does not divide.
         assert np.abs(reduced - full).max() < 2 * pictures[1].reduction
 
 
