@@ -56,6 +56,8 @@ class ImageDataModule(LightningDataModule):
             differ in their seed are tested on the same images.
         fold: ``i of k``: cut the images in k parts by ``split_seed`` and test on part i.
         split_file: divide as this file says, such as ``split.csv`` of an earlier run: columns path and split.
+        group_pattern: regular expression that finds in a path what must not be on both sides of a drawn split, such as
+            ``(patient_[0-9]+)``; where the data names no groups itself.
         imbalance: what is done for rare classes; follows ``imbalance`` on the command line. Here
             ``balanced_sampling`` matters: every class is drawn equally often.
         unreadable: ``error``: training does not start where an image cannot be read; all such images are named.
@@ -88,6 +90,7 @@ class ImageDataModule(LightningDataModule):
         split_seed: int = 0,
         fold: str | None = None,
         split_file: str | None = None,
+        group_pattern: str | None = None,
         imbalance: Imbalance = "none",
         unreadable: Literal["error", "skip"] = "error",
         cache: str | None = None,
@@ -111,7 +114,7 @@ class ImageDataModule(LightningDataModule):
             raise DataError(f"data.cache_gigabytes: expected more than 0, found {cache_gigabytes}.")
         self.root = root
         self.batch_size = batch_size
-        self.division = Division(val_fraction, test_fraction, split_seed, fold, split_file)
+        self.division = Division(val_fraction, test_fraction, split_seed, fold, split_file, group_pattern)
         self.imbalance = imbalance
         self.unreadable = unreadable
         self.cache = None if cache is None else Path(cache).expanduser()

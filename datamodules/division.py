@@ -32,6 +32,8 @@ class Division:
         fold: ``i of k``: the undivided images are cut into k parts, the same ones for every i, and part i tests.
         split_file: CSV or Parquet file with the columns ``path`` and ``split``, a row for every image: the
             ``split.csv`` of an earlier run, or a person's own.
+        group_pattern: regular expression that finds the group of an image in its path, where the data names none
+            (see :func:`group_keys`).
 
     Example:
         >>> from datamodules.storage import FileStorage
@@ -51,6 +53,7 @@ class Division:
     seed: int = 0
     fold: str | None = None
     split_file: str | None = None
+    group_pattern: str | None = None
 
     def divide(self, listing: Listing) -> ImageTable:
         """Give every image its split.
@@ -59,6 +62,8 @@ class Division:
             DataError: the settings contradict each other or the data, there is too little of a class or of groups, or
                 the split file is not one of these images.
         """
+        if self.group_pattern is not None:
+            listing = _grouped_by_name(listing, self.group_pattern)
         if self.split_file is not None:
             if self.fold is not None:
                 raise DataError("data.fold and data.split_file: expected at most one of them, found both; remove one.")
@@ -129,6 +134,44 @@ class Division:
             splits = _replaced(splits, rest.rows, rest.draw({"train": 1 - val_share, "val": val_share}, self.seed))
         pool.require_complete(splits, drawn)
         return splits
+
+
+def group_keys(paths: Sequence[str], pattern: str) -> list[str]:
+    """The group of each path: what ``(?P<group>...)`` in the pattern stands for, or else its first parentheses, or all.
+
+    A path in which the pattern is not found is a group of its own.
+
+    Raises:
+        re.error: the pattern is no regular expression.
+
+    Example:
+        >>> group_keys(["a/p1_s1.png", "b/p1_s2.png", "c/other.png"], r"(?P<group>p[0-9]+)_")
+        ['p1', 'p1', 'c/other.png']
+    """
+    compiled = re.compile(pattern)
+    part = "group" if "group" in compiled.groupindex else min(compiled.groups, 1)
+    found = (compiled.search(path) for path in paths)
+    return [path if match is None else match[part] or path for path, match in zip(paths, found, strict=True)]
+
+
+def _grouped_by_name(listing: Listing, pattern: str) -> Listing:
+    if listing.groups is not None:
+        raise DataError(
+            f"data.group_pattern: expected data that names no groups itself, found groups in "
+            f"{listing.storage.location}; remove data.group_pattern, or the groups."
+        )
+    try:
+        groups = group_keys(listing.paths, pattern)
+    except re.error as error:
+        raise DataError(
+            f"data.group_pattern: expected a regular expression, found '{pattern}' ({error}); try it with re.search."
+        ) from error
+    if groups == listing.paths:
+        raise DataError(
+            f"data.group_pattern: expected a pattern that is found in paths such as '{groups[0]}', found '{pattern}' "
+            f"in none of {len(groups):,}; mind that paths are those below the folder of the data."
+        )
+    return replace(listing, groups=groups)
 
 
 def _parse_fold(fold: str) -> tuple[int, int]:
@@ -204,14 +247,16 @@ class _Pool:
         )
         for name, count in sorted(counts.items()):
             if count < least:
-                raise self._refusal(f"at least {least} {self._noun} of class '{name}'", f"{count}", "remove the class")
+                expected = f"at least {self._counted(least)} of class '{name}'"
+                raise self._refusal(expected, f"{count}", "remove the class")
 
     def require_units(self, least: int, kept: Collection[Hashable] = ()) -> None:
         """Refuse fewer images (groups, where there are any) than that, beside those that are kept."""
         count = len(set(self.units(self.rows)).difference(kept))
         if count < least:
-            beside = " that are in no given split" if kept else ""
-            raise self._refusal(f"at least {least} {self._noun}{beside}", f"{count}")
+            are = "is" if least == 1 else "are"
+            beside = f" that {are} in no given split" if kept else ""
+            raise self._refusal(f"at least {self._counted(least)}{beside}", f"{count}")
 
     def require_complete(self, splits: list[str], drawn: Collection[str]) -> None:
         """Refuse a split without images and a training split that lacks a class."""
@@ -229,6 +274,9 @@ class _Pool:
     @property
     def _noun(self) -> str:
         return "images" if self.listing.groups is None else "groups"
+
+    def _counted(self, count: int) -> str:
+        return f"{count} {self._noun if count > 1 else self._noun.removesuffix('s')}"
 
     def _refusal(self, expected: str, found: str, *remedies: str) -> DataError:
         fewer = ["use fewer folds"] if self.setting == "data.fold" else []

@@ -39,7 +39,7 @@ def kept_images(
         recipe = {"kept": "prepared", **geometry, **kind}
         prepare = partial(_prepared, dataset)
     else:
-        recipe = {"kept": "pyramid", "short_side": dataset.augmentation.short_side, **kind}
+        recipe = {"kept": "pyramid and size", "short_side": dataset.augmentation.short_side, **kind}
         prepare = partial(_pyramid, dataset)
     return ImageCache.open(
         folder, dataset.storage, dataset.rows.tolist(), recipe, prepare, limit_bytes, progress, threads=usable_cores()
@@ -54,4 +54,4 @@ def _pyramid(dataset: ImageDataset, row: int) -> NDArray[Any]:
     assert dataset.augmentation is not None
     picture, short_side = dataset.open_row(row), dataset.augmentation.short_side
     share = 1.0 if short_side is None else min(1.0, short_side / min(picture.height, picture.width))
-    return build_pyramid(picture.pixels(share), short_side)
+    return build_pyramid(picture.pixels(share), short_side, (picture.height, picture.width))

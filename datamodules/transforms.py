@@ -90,7 +90,8 @@ class Augmentation:
     """How a training image is cut out and changed, from its seed alone.
 
     A random resized crop in front is carried out while the image is read, by :class:`RandomResizedCrop`, because it
-    says how much has to be decoded; everything after it runs as albumentations has it.
+    says how much has to be decoded; everything after it runs as albumentations has it, with floats outside [0, 1]
+    brought there by the crop's own least and greatest value, and back.
 
     Args:
         transforms: ``light``, ``standard``, ``strong``, ``trivial_augment``, or albumentations transforms in order.
@@ -143,13 +144,21 @@ class Augmentation:
         image = self.crop(picture, np.random.default_rng(seed)) if self.crop is not None else picture.pixels()
         if self.compose.transforms:
             self.compose.set_random_seed(int(seed.generate_state(1)[0]))
-            image = self.compose(image=image)["image"]
+            image = self._transformed(image)
         channels, dtype = self.preprocessing.channels, self.preprocessing.dtype
         if image.dtype != dtype or image.ndim != 3 or image.shape[2] != channels:
             raise TypeError(f"expected (H, W, {channels}) of {dtype}, found {image.shape} of {image.dtype}")
         if image.shape[:2] != (self.preprocessing.size,) * 2:
             image = self.preprocessing.fit_to_size(image)
         return image
+
+    def _transformed(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Through the list of transforms, which take floats to lie in [0, 1] and cut off what does not."""
+        low, high = (image.min(), image.max()) if image.dtype == np.float32 else (0, 0)
+        if (low >= 0 and high <= 1) or low == high:
+            return self.compose(image=image)["image"]
+        image = self.compose(image=(image - low) / (high - low))["image"]
+        return image * (high - low) + low if image.dtype == np.float32 else image
 
 
 def _leading_crop(transform: Transform) -> RandomResizedCrop | None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageFilter
 
 from datamodules.audit import neighbours
 from datamodules.audit.candidates import ORIENTATIONS, describe, find_candidates, orient
@@ -45,6 +45,7 @@ COPIES = {
     "less contrast": encoded(ImageEnhance.Contrast(scene(7)).enhance(0.6)),
     "grey": encoded(scene(7).convert("L")),
 }
+SOFT = [scene(number).filter(ImageFilter.GaussianBlur(9)) for number in range(24)]
 
 
 @pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES.keys())
@@ -70,6 +71,12 @@ def test_mirrored_and_turned_copies_are_found(change, words):
     (cluster,) = search([*SCENES, encoded(scene(3).transpose(change), "JPEG", quality=80)]).clusters
     assert cluster.rows == (3, 24)
     assert cluster.pairs[0].turned in words
+
+
+def test_copies_of_soft_pictures_are_found_by_their_coarse_structure():
+    pale = [Image.blend(picture, Image.new("RGB", picture.size, "grey"), 0.8) for picture in SOFT]
+    (cluster,) = search([*(encoded(picture) for picture in pale), encoded(pale[3], "JPEG", quality=30)]).clusters
+    assert cluster.rows == (3, 24)
 
 
 def test_two_images_are_enough():
@@ -117,6 +124,8 @@ def test_images_that_cannot_be_read_and_empty_pictures():
     blank = [encoded(Image.new("RGB", (50 + number, 50), (200, 200, 200))) for number in range(3)]
     found = search([b"", SCENES[0], *blank, b"", encoded(Image.new("RGB", (50, 50), (200, 200, 200)))]).clusters
     assert [cluster.rows for cluster in found] == [(2, 6)]  # the same pixels; the others are of other sizes
+    fading = [Image.linear_gradient("L").resize((w, 50)).point(lambda value: 200 + value // 64) for w in (60, 80)]
+    assert search([encoded(picture) for picture in fading]).clusters == []
     assert search([b"", b""]).clusters == []
     assert search([SCENES[0]]).clusters == []
 
@@ -257,7 +266,8 @@ def test_agreement_of_colour():
 
 
 def test_the_same_shapes_in_other_colours_are_no_copies():
-    swapped = Image.merge("RGB", [scene(7).getchannel(band) for band in "GBR"])
+    luma, blue, red = scene(7).convert("YCbCr").split()
+    swapped = Image.merge("YCbCr", [luma, red, blue]).convert("RGB")
     assert search([*SCENES, encoded(swapped)]).clusters == []
 
 

@@ -85,6 +85,10 @@ NOTHING = {
     "one film": [f"{c}/vid12_frame_{n}.jpg" for c in "ab" for n in range(40)],
     "random names": [f"{c}/{v:016x}.jpg" for c in "ab" for v in np.random.default_rng(0).integers(0, 2**62, 40)],
     "split folders": [f"{s}/{c}/{n}.jpg" for s in ("train", "val", "test") for c in ("cat", "dog") for n in range(20)],
+    "one group and a few": [
+        *(f"{c}/main-set {n}.jpg" for c in "ab" for n in range(40)),
+        *(f"a/extra{k}-set {n}.jpg" for k in "pqrst" for n in range(8)),
+    ],
     "two images": ["a/1_1.jpg", "a/1_2.jpg"],
 }
 
@@ -119,6 +123,7 @@ def test_a_suggestion_has_no_rival_that_makes_the_same_groups():
 
 
 def test_crossing_groups_are_counted_the_largest_first():
-    found = crossing_groups(["a", "b", "a", "b", "b", "c"], ["train", "train", "val", "test", "train", "val"])
+    groups = ["a", "b", "a", "b", "b", "c", "", ""]  # without a group, an image is on its own
+    found = crossing_groups(groups, ["train", "train", "val", "test", "train", "val", "train", "test"])
     assert list(found) == ["b", "a"]
     assert found["b"] == {"train": 2, "test": 1}

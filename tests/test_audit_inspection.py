@@ -194,6 +194,8 @@ def test_anything_can_be_looked_at():
     assert shown.max() == 255
     middle = values[1:, :, 0] > np.median(values[1:, :, 0])
     assert shown[1:, :, 0][middle].min() >= shown[1:, :, 0][~middle].max()
+    values[1, 0] = 1e6  # one hot pixel takes nothing from the others
+    assert as_rgb(values)[2:].std() > 40
     assert as_rgb(np.full((3, 3, 1), 7.0, np.float32)).max() == 0
 
 

@@ -62,6 +62,15 @@ def test_scores_are_the_mean_of_regression_and_neighbours_on_other_folds():
     assert judge_labels(single(TRUTH), features, together, seed=3).scores == pytest.approx(own, abs=1e-3)
 
 
+def test_suspects_are_as_sure_of_the_other_class_as_its_own_images_are():
+    classes = TRUTH[:120]
+    scores = judge_labels(single(classes), features_of(classes, spread=2.5), range(120))
+    usual = np.array([scores.scores[classes == code].mean() for code in (1, 0)])[classes]
+    expected = np.flatnonzero((1 - scores.scores > scores.scores) & (1 - scores.scores >= usual))
+    assert sorted(suspect.row for suspect in scores.suspects) == expected.tolist()
+    assert 0 < len(expected) < (scores.scores < 0.5).sum()
+
+
 def test_copies_do_not_vouch_for_each_other():
     features = features_of(TRUTH, spread=0.5)
     copies = np.arange(12)  # one picture, twelve times, with the wrong label
@@ -161,6 +170,6 @@ def test_files_that_tell_nothing():
     assert find_shortcut([], []) is None
 
 
-def test_a_rare_class_that_stands_out_is_no_shortcut_for_the_others():
-    classes = [*CLASSES, "owl", "owl", "owl"]
-    assert find_shortcut(facts(83, width=lambda row: 640 if row < 80 else 100), classes) is None
+def test_rare_classes_that_stand_out_are_no_shortcut_for_the_others():
+    classes = [*CLASSES, *np.repeat(["owl", "cow", "ant", "bee"], 4)]
+    assert find_shortcut(facts(96, width=lambda row: 640 if row < 80 else 100 * (row // 4)), classes) is None

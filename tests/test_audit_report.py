@@ -15,6 +15,7 @@ from datamodules import DataError
 from datamodules.audit import as_html, as_json, audit, findings, inspect, write_report
 from datamodules.audit import report as reporting
 from tests.audit_data import encoded, scene, table_in_memory, table_of_files
+from tests.test_architecture import modules, reaches
 
 HOSTILE = '<script>alert("1")<img src=x onerror=alert(2)>&amp;'
 
@@ -141,7 +142,15 @@ def test_every_fault_is_found_and_the_gravest_comes_first(tmp_path):
     leak = findings(found)[1]
     assert leak.count == 2
     assert "1 as identical copies, 1 as near ones" in leak.detail
-    assert "2 of 3 test images (66.7%) have a copy in training" in leak.detail
+    assert "2 of 3 test images (66.7%) have a copy, or nearly one, in training" in leak.detail
+
+
+def test_copies_in_validation_and_test_alone_are_no_copies_of_training_images():
+    contents = clean_table().listing.storage.encoded
+    splits = ["train"] * 30 + ["val"] * 10 + ["test"] * 8
+    found = audit(table_in_memory([*contents[:-1], contents[35]], ["cat"] * 48, splits))
+    assert found.leaks[0].splits == ("val", "test")
+    assert "in training" not in findings(found)[0].detail
 
 
 def test_the_page_needs_nothing_and_runs_nothing(tmp_path):
@@ -239,11 +248,11 @@ def test_suspected_labels_are_shown_with_both_classes():
     features = np.random.default_rng(0).normal(size=(48, 4)).astype(np.float32) + 6 * (labels == "cat")[:, None]
     features[5] = -2  # as dogs are, and more so
     table.listing.labels[5] = "cat"
-    features[9] = np.nan  # no features: left out
+    features[2] = np.nan  # no features: left out
     found = audit(table, features=features)
     assert found.judgement is not None
     assert [suspect.row for suspect in found.judgement.suspects] == [5]
-    assert np.isnan(found.judgement.scores[9])
+    assert np.isnan(found.judgement.scores[2])
     (finding,) = (finding for finding in findings(found) if finding.key == "labels")
     assert finding.count == 1
     assert "cat → dog" in Page(as_html(found)).text
@@ -260,6 +269,9 @@ def test_copies_and_given_groups_are_judged_together_and_kept_together():
     # Row 47 is a copy of row 2, and by their groups rows 3 and 46 come along.
     assert {row for row in range(48) if together[row] == "2.png"} == {2, 3, 46, 47}
     assert len(set(together)) == 23
+    alone = audit(table_in_memory(contents, table.labels, table.splits, groups=[""] * 48))
+    assert len(set(alone.groups())) == 47
+    assert alone.crossing == {}
 
 
 def test_given_groups_in_several_splits_are_a_problem():
@@ -284,7 +296,7 @@ def test_group_names_are_suggested_with_a_setting():
     assert found.passed
     assert audit(clean_table(names=names)).suggestions == []  # these are not alike in any way
     (finding,) = (finding for finding in findings(found) if finding.key == "group-names")
-    assert found.suggestions[0].pattern in finding.action
+    assert finding.setting == f"data.group_pattern: '{found.suggestions[0].pattern}'"
     assert "plant0" in Page(as_html(found)).text
 
 
@@ -292,9 +304,9 @@ def test_files_that_tell_class_or_split():
     images = [encoded(scene(row).resize((160, 120) if row % 2 else (120, 120))) for row in range(48)]
     found = audit(table_in_memory(images, ["cat", "dog"] * 24, ["train"] * 24 + ["test"] * 24))
     assert found.shortcut is not None
-    assert found.drift is None  # splits that are drawn here do not come from elsewhere
     assert "shortcut" in keys_of(found)
     drawn = table_in_memory(images, ["a"] * 24 + ["b"] * 24, ["train", "test"] * 24)
+    assert audit(drawn).drift is None  # splits that are drawn here do not come from elsewhere
     found = audit(replace(drawn, split_is_ours=False))
     assert found.shortcut is None
     assert found.drift is not None
@@ -338,7 +350,11 @@ def test_several_classes_an_image():
     present = np.array([["cat" in label, "dog" in label] for label in labels])
     features = np.concatenate([5 * present, rng.normal(size=(48, 2))], 1) + rng.normal(size=(48, 4)) / 4
     features[8] = [5, 0, 0, 0]  # said to be cat and dog
+    table.listing.labels[4] = "dog|cat"
+    table.listing.storage.encoded[4] = table.listing.storage.encoded[0]
     found = audit(table, features=features.astype(np.float32))
+    assert [cluster.rows for cluster in found.duplicates.clusters] == [(0, 4)]
+    assert found.conflicts == []
     assert found.judgement is not None
     worst = found.judgement.suspects[0]
     assert (worst.row, worst.given, worst.suggested) == (8, ("cat", "dog"), ("cat",))
@@ -399,6 +415,13 @@ def test_mistakes_have_answers():
         audit(table, features=np.zeros((3, 4), np.float32))
     with pytest.raises(DataError, match=r"expected images to audit, found none"):
         audit(table_in_memory([], [], []))
+
+
+def test_no_part_of_it_imports_a_training_library():
+    for path in modules("datamodules/audit"):
+        assert not any(
+            reaches(path, library) for library in ("torch", "lightning", "timm", "albumentations", "pipeline")
+        )
 
 
 def test_one_image_is_an_audit_too():

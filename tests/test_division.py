@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedGroupKFold
 
-from datamodules.division import Division
+from datamodules.division import Division, group_keys
 from datamodules.splits import grouped_split, stratified_split
 from datamodules.table import ImageTable, Listing
 from tests.listed import (
@@ -261,7 +261,7 @@ def test_strata_are_divided_beside_classes():
     ("labels", "groups", "given", "text"),
     [
         ("ab" * 4, ["x", "y"] * 4, None, "at least 3 groups to divide among train, val and test, found 2 in somewhere"),
-        ("ab" * 4, ["x"] * 8, ["test"] * 2 + [None] * 6, "at least 1 groups that are in no given split to divide"),
+        ("ab" * 4, ["x"] * 8, ["test"] * 2 + [None] * 6, "at least 1 group that is in no given split to divide"),
         (
             "abc",
             ["x", "y", "z"],
@@ -273,6 +273,43 @@ def test_strata_are_divided_beside_classes():
 def test_groups_that_cannot_be_divided_are_refused(labels, groups, given, text):
     assert text in refusal(listing_of(labels, given, groups=groups))
     assert "add groups" in refusal(listing_of(labels, given, groups=groups))
+
+
+# Groups read off the names
+
+
+def test_groups_are_read_off_paths():
+    paths = [f"{name}/patient_{row // 4}_{row}.png" for name in "ab" for row in range(80)]
+    listing = listing_of(["a"] * 80 + ["b"] * 80, paths=paths)
+    table = Division(group_pattern=r"patient_\d+").divide(listing)
+    assert table.listing.groups == [f"patient_{row // 4}" for _ in "ab" for row in range(80)]
+    require_apart(table, SHARES)
+    assert Division(group_pattern=r"patient_\d+", fold="1 of 4").divide(listing).listing.groups is not None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "groups"),
+    [
+        ("p[0-9]", ["p1", "p1", "x/other.png"]),
+        ("/(p[0-9])_(s)", ["p1", "p1", "x/other.png"]),
+        ("(y)/(?P<group>.)", ["x/p1_s1.png", "p", "x/other.png"]),
+        ("(z)?p1", ["x/p1_s1.png", "y/p1_s2.png", "x/other.png"]),
+    ],
+)
+def test_a_pattern_says_which_part_is_the_group(pattern, groups):
+    assert group_keys(["x/p1_s1.png", "y/p1_s2.png", "x/other.png"], pattern) == groups
+
+
+@pytest.mark.parametrize(
+    ("pattern", "groups", "text"),
+    [
+        ("(", None, "data.group_pattern: expected a regular expression, found '(' (missing ), unterminated"),
+        ("patient", None, "found in paths such as '000000.png', found 'patient' in none of 20"),
+        ("0+", ["g"] * 20, "expected data that names no groups itself, found groups in somewhere"),
+    ],
+)
+def test_a_pattern_that_gives_no_groups_is_refused(pattern, groups, text):
+    assert text in refusal(listing_of("ab" * 10, groups=groups), group_pattern=pattern)
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -13,6 +13,7 @@ from datamodules.audit.groups import GroupSuggestion, crossing_groups, suggest_g
 from datamodules.audit.inspection import Decode, Inspection, inspect
 from datamodules.audit.labels import Judgement, judge_labels
 from datamodules.audit.shortcuts import Shortcut, find_shortcut
+from datamodules.audit.ties import first_of_tied
 from datamodules.decode import decode as decode_rgb
 from datamodules.errors import DataError
 from datamodules.table import ImageTable
@@ -148,7 +149,8 @@ def audit(
     if features is not None:
         usable &= np.isfinite(features).all(1)
         features = np.where(usable[:, None], features, 0).astype(np.float32)
-    duplicates = find_duplicates(inspection, table.labels, table.splits, features, comparing)
+    labels = [", ".join(sorted(listing.classes_of(row))) for row in range(len(table.paths))]
+    duplicates = find_duplicates(inspection, labels, table.splits, features, comparing)
     given = listing.groups
     single = listing.separator is None
     readable = [row for row, fact in enumerate(inspection.facts) if fact.problem is None]
@@ -193,7 +195,7 @@ def _together(table: ImageTable, duplicates: Duplicates) -> list[str]:
                 continue  # an image on its own
             rows_of.setdefault(group, []).append(row)
         ties += rows_of.values()
-    return [table.paths[row] for row in _first_of_tied(len(table.paths), ties)]
+    return [table.paths[row] for row in first_of_tied(len(table.paths), ties)]
 
 
 def _suggestions(
@@ -204,20 +206,3 @@ def _suggestions(
         chroma = inspection.chroma.reshape(len(grey), 2, 4, 4, 4, 4).mean((3, 5)).reshape(len(grey), -1)
         features = np.concatenate([grey, chroma], 1).astype(np.float32)
     return suggest_groups(table.paths, table.labels, table.splits, features, seed)
-
-
-def _first_of_tied(count: int, ties: Sequence[Sequence[int]]) -> list[int]:
-    """For each of ``count`` rows the first row that ties, directly or by way of others, connect it with."""
-    first = list(range(count))
-
-    def root(row: int) -> int:
-        while first[row] != row:
-            first[row] = first[first[row]]
-            row = first[row]
-        return row
-
-    for tie in ties:
-        for row in tie[1:]:
-            one, other = sorted((root(tie[0]), root(row)))
-            first[other] = one
-    return [root(row) for row in range(count)]

@@ -147,9 +147,9 @@ def describe(grey: NDArray[np.uint8], common: Floats, margin: int = 0, orientati
 
 
 def _alike(copies: Floats, originals: Floats, count: int, least: float, margin: int, orientation: int) -> Candidates:
-    neighbours, cosines = nearest(copies, originals, count)
-    original, cosine = neighbours.ravel(), cosines.ravel()
-    copy = np.repeat(np.arange(len(copies)), len(original) // max(len(copies), 1))
+    nearest_rows, cosines = nearest(copies, originals, count)
+    original, cosine = nearest_rows.ravel(), cosines.ravel()
+    copy = np.repeat(np.arange(len(copies)), nearest_rows.shape[1])
     kept = (original != copy) & (cosine >= least)
     alike = Candidates(original, copy, np.full_like(copy, margin), np.full_like(copy, orientation), cosine)
     return alike[kept]
@@ -157,12 +157,7 @@ def _alike(copies: Floats, originals: Floats, count: int, least: float, margin: 
 
 def _with_best_margin(pairs: Candidates, cropped: list[Floats]) -> Candidates:
     """Pairs that were found by features, each with the margin and the roles under which the likenesses agree best."""
-    both = Candidates(
-        np.concatenate([pairs.original, pairs.copy]),
-        np.concatenate([pairs.copy, pairs.original]),
-        np.tile(pairs.margin, 2),
-        np.tile(pairs.orientation, 2),
-        np.tile(pairs.cosine, 2),
-    )
-    cosines = np.stack([(rows[both.original] * cropped[0][both.copy]).sum(1) for rows in cropped])
-    return Candidates(both.original, both.copy, cosines.argmax(0), both.orientation, cosines.max(0))
+    original = np.concatenate([pairs.original, pairs.copy])
+    copy = np.concatenate([pairs.copy, pairs.original])
+    cosines = np.stack([(rows[original] * cropped[0][copy]).sum(1) for rows in cropped])
+    return Candidates(original, copy, cosines.argmax(0), np.zeros_like(copy), cosines.max(0))

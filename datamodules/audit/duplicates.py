@@ -6,12 +6,12 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from datamodules.audit.candidates import MARGINS, ORIENTATIONS, Candidates, find_candidates, orient
 from datamodules.audit.inspection import Inspection, Progress
 from datamodules.audit.registration import colour, displaced, register, shared, structure
+from datamodules.audit.ties import first_of_tied
+from datamodules.splits import SPLITS
 
 Floats = NDArray[np.float32]
 Kind = Literal["identical file", "same pixels", "near"]
@@ -112,13 +112,13 @@ def find_duplicates(
     """Find images that show the same picture.
 
     Near duplicates are verified: of each two that may be copies, one is laid over the other, with a search for the part
-    that it shows, and what agrees of structure and of colour, multiplied, must reach 0.83, and more where they share
+    that it shows. What agrees of structure and of colour, multiplied, must reach 0.83, and up to 0.93 where they share
     less than 0.85 of what they show.
 
     Args:
         inspection: of all images; what cannot be read is left out.
         labels: of each image.
-        splits: of each image.
+        splits: of each image, ``train``, ``val`` or ``test``.
         features: a network's, float32 ``(N, F)``: further candidates for near duplicates.
         progress: called with how many candidates are verified, and of how many.
     """
@@ -126,8 +126,8 @@ def find_duplicates(
     standing_for = np.arange(len(labels))
     for pair in exact:
         standing_for[pair.second] = pair.first
-    flat = inspection.grey.std((1, 2)) < FLAT
-    rows = np.flatnonzero((standing_for == np.arange(len(labels))) & inspection.readable & ~flat)
+    flat = inspection.grey.std((1, 2)) < FLAT  # as that of an unreadable image is
+    rows = np.flatnonzero((standing_for == np.arange(len(labels))) & ~flat)
     near = _near_pairs(inspection, rows, None if features is None else features[rows], progress)
     largest = max(_LARGEST_CLUSTER, _LARGEST_SHARE * len(rows))
     components = _components(near, len(labels))
@@ -204,12 +204,10 @@ def _in_words(orientation: int) -> str:
 
 def _components(pairs: Sequence[Pair], count: int) -> list[list[Pair]]:
     """Pairs that are linked by images, together."""
-    ends = np.array([(pair.first, pair.second) for pair in pairs], np.int64).reshape(-1, 2)
-    graph = coo_matrix((np.ones(len(ends), bool), (ends[:, 0], ends[:, 1])), shape=(count, count))
-    component = connected_components(graph, directed=False)[1]
+    first = first_of_tied(count, [(pair.first, pair.second) for pair in pairs])
     parts: dict[int, list[Pair]] = {}
     for pair in pairs:
-        parts.setdefault(int(component[pair.first]), []).append(pair)
+        parts.setdefault(first[pair.first], []).append(pair)
     return list(parts.values())
 
 
@@ -219,5 +217,5 @@ def _rows(pairs: Sequence[Pair]) -> tuple[int, ...]:
 
 def _cluster(pairs: Sequence[Pair], labels: Sequence[str], splits: Sequence[str]) -> Cluster:
     rows = _rows(pairs)
-    present = tuple(dict.fromkeys(splits[row] for row in rows))
+    present = tuple(sorted({splits[row] for row in rows}, key=SPLITS.index))
     return Cluster(rows, tuple(pairs), present, tuple(dict.fromkeys(labels[row] for row in rows)))

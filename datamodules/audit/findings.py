@@ -29,6 +29,7 @@ class Finding:
         action: what to do.
         count: of images, pictures, groups or classes.
         section: of the report that shows it.
+        setting: to copy into the configuration; empty: none.
     """
 
     key: str
@@ -38,6 +39,7 @@ class Finding:
     action: str
     count: int
     section: str
+    setting: str = ""
 
 
 def findings(audit: Audit) -> list[Finding]:
@@ -52,6 +54,10 @@ def findings(audit: Audit) -> list[Finding]:
 def _of(count: int, what: str, several: str | None = None) -> str:
     plural = f"{what}s" if several is None else several
     return f"{count:,} {what if count == 1 else plural}"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _unreadable(audit: Audit) -> Iterator[Finding]:
@@ -78,12 +84,14 @@ def _leaks(audit: Audit) -> Iterator[Finding]:
         seen = sum(splits[row] == split for leak in leaks if "train" in leak.splits for row in leak.rows)
         if seen:
             total = splits.count(split)
-            parts.append(f"{seen:,} of {total:,} {split} images ({seen / total:.1%}) have a copy in training")
+            parts.append(
+                f"{seen:,} of {total:,} {split} images ({seen / total:.1%}) have a copy, or nearly one, in training"
+            )
     near = sum(1 for leak in leaks if leak.kind == "near")
     yield Finding(
         "leaks",
         "problem",
-        f"{_of(len(leaks), 'picture')} {'is' if len(leaks) == 1 else 'are'} in more than one split",
+        f"{_of(len(leaks), 'picture')} {_are(len(leaks))} in more than one split",
         f"{len(leaks) - near or 'None'} as identical copies, {near or 'none'} as near ones. "
         + ("; ".join(parts) + ": results on them are too good." if parts else "Validation and test share pictures."),
         f"Delete all copies but one, or keep them on one side: {GROUPS_FILE} beside this report gives the copies of a "
@@ -100,7 +108,7 @@ def _crossing(audit: Audit) -> Iterator[Finding]:
         yield Finding(
             "groups",
             "problem",
-            f"{_of(count, 'group')} {'is' if count == 1 else 'are'} in more than one split",
+            f"{_of(count, 'group')} {_are(count)} in more than one split",
             f"The largest: {names}. A test on them asks for what was learned by heart.",
             "Draw the split anew, by groups: leave out the given splits.",
             count,
@@ -114,10 +122,8 @@ def _conflicts(audit: Audit) -> Iterator[Finding]:
         yield Finding(
             "conflicts",
             "problem",
-            f"{_of(count, 'picture')} {'has' if count == 1 else 'have'} different labels on "
-            f"{'its' if count == 1 else 'their'} copies",
-            f"{sum(1 for one in audit.conflicts if one.kind != 'near'):,} of them on identical copies, where at most "
-            "one label is right; near copies may differ in what the label is about.",
+            f"{_of(count, 'picture')} with copies of another label",
+            "Of identical copies one label at most is right; near ones may differ in what the label is about.",
             "Look at them, decide, and correct the label or delete the other copies.",
             count,
             "duplicates",
@@ -147,8 +153,7 @@ def _labels(audit: Audit) -> Iterator[Finding]:
         "labels",
         "warning",
         f"{_of(count, 'label')} may be wrong ({share:.1%})",
-        "A simple classifier that never saw these images takes them for another class; the most doubtful come first."
-        f"{blame}",
+        f"A simple classifier that never saw these images takes them for another class.{blame}",
         "Look at them; correct the label (move the file to the right class folder) or remove the image. Begin with "
         "those in test.",
         count,
@@ -162,10 +167,9 @@ def _shortcut(audit: Audit) -> Iterator[Finding]:
         yield Finding(
             "shortcut",
             "warning",
-            f"The files tell the class without a look at the pictures ({found.accuracy:.0%} right, chance "
-            f"{found.chance:.0%})",
-            f"By {', '.join(found.properties)}. A network learns such a shortcut in place of the subject, and fails "
-            "where it does not hold.",
+            f"The files alone tell the class ({found.accuracy:.0%} right, chance {found.chance:.0%})",
+            f"By {', '.join(found.properties)}, without a look at the pictures. A network learns such a shortcut in "
+            "place of the subject, and fails where it does not hold.",
             "Collect all classes in the same way, or bring all files to one size and format.",
             0,
             "files",
@@ -194,9 +198,10 @@ def _suggested(audit: Audit) -> Iterator[Finding]:
             "warning",
             f"File names suggest groups, and {best.crossing:,} of {best.groups:,} are in more than one split",
             f"Such as {best.example[1]} ({best.meaning}).",
-            f"If images of a group belong together, set {GROUP_SETTING}: '{best.pattern}'",
+            "If images of a group belong together, set:",
             best.crossing,
             "groups",
+            f"{GROUP_SETTING}: '{best.pattern}'",
         )
     elif not crossing:
         yield Finding(
@@ -204,9 +209,10 @@ def _suggested(audit: Audit) -> Iterator[Finding]:
             "note",
             f"File names suggest {best.groups:,} groups; none is in more than one split",
             f"Such as {best.example[1]} ({best.meaning}).",
-            f"Where you draw a new split, keep it so: {GROUP_SETTING}: '{best.pattern}'",
+            "Where you draw a new split, keep it so:",
             0,
             "groups",
+            f"{GROUP_SETTING}: '{best.pattern}'",
         )
 
 
@@ -271,8 +277,7 @@ def _pictures(audit: Audit) -> Iterator[Finding]:
         yield Finding(
             "duplicates",
             "warning",
-            f"{_of(len(inside), 'picture')} {'is' if len(inside) == 1 else 'are'} more than once in one split "
-            f"({extra:,} to spare)",
+            f"{_of(len(inside), 'picture')} {_are(len(inside))} more than once in one split ({extra:,} to spare)",
             "Copies count twice in training, and in a test they make its interval too narrow.",
             f"Delete all copies but one; or train from {GROUPS_FILE}, in which the copies of a picture are a group.",
             len(inside),
@@ -283,7 +288,7 @@ def _pictures(audit: Audit) -> Iterator[Finding]:
         yield Finding(
             "damaged",
             "warning",
-            f"{_of(len(damaged), 'image')} {'is' if len(damaged) == 1 else 'are'} cut short",
+            f"{_of(len(damaged), 'image')} {_are(len(damaged))} cut short",
             "Their lower part is the flat grey that decoders put in place of missing data.",
             "Fetch the files again, or remove them.",
             len(damaged),

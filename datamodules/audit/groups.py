@@ -3,13 +3,14 @@
 Such images are alike, and a split that separates them tests what was trained on.
 """
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from datamodules.division import group_keys
 
 # Things of which several pictures are taken, the closest kin first.
 _BEINGS = (
@@ -84,17 +85,6 @@ class GroupSuggestion:
     together: int
     crossing: int
     alike: float | None
-
-
-def group_keys(paths: Sequence[str], pattern: str) -> list[str]:
-    """The group of each path; one that does not match is a group of its own.
-
-    Example:
-        >>> group_keys(["a/p1_s1.png", "b/p1_s2.png", "c/other.png"], r"(?P<group>p[0-9]+)_")
-        ['p1', 'p1', 'c/other.png']
-    """
-    found = (re.search(pattern, path) for path in paths)
-    return [path if match is None else match["group"] for path, match in zip(paths, found, strict=True)]
 
 
 def suggest_groups(

@@ -114,8 +114,8 @@ def _judge_single(
     own = probability[np.arange(len(given)), given]
     scores = np.where(judged, own, np.nan)
     other = _confident_other(probability, given, judged)
-    doubted = np.flatnonzero(judged & (other >= 0))
-    suspects = [Suspect(row, labels[row], (classes[other[row]],), float(own[row])) for row in doubted.tolist()]
+    doubted = np.flatnonzero(judged & (other >= 0)).tolist()
+    suspects = [Suspect(row, labels[row], (classes[other[row]],), float(own[row])) for row in doubted]
     return Judgement(scores, sorted(suspects, key=lambda suspect: suspect.score))
 
 

@@ -20,8 +20,7 @@ _DAMPING = 1e-3
 
 # Edges of the three bands, from fine to coarse, as standard deviations of Gaussians in pixels of a 64 x 64 picture.
 _BAND_EDGES = (0.7, 1.7, 2.8, 5.7)
-#: Variance, in squared grey levels, that strong JPEG compression leaves in a band; what rises less above it counts
-#: less.
+#: Variance, in squared grey levels, that strong JPEG compression leaves in a band; detail below it counts little.
 CODING_NOISE = 2.0
 #: The same of colours, which are compressed more.
 COLOUR_NOISE = 8.0
@@ -72,8 +71,9 @@ def _grid(side: int) -> Floats:
 
 
 def displaced(first: Floats, second: Floats) -> Floats:
-    """Regions that begin where the second picture seems to be, at the same scale, by phase correlation (C. D. Kuglin
-    and D. C. Hines, "The Phase Correlation Image Alignment Method", 1975).
+    """The regions of the first pictures that the second ones show, if at the same scale, by phase correlation.
+
+    C. D. Kuglin and D. C. Hines, "The Phase Correlation Image Alignment Method", 1975.
 
     Args:
         first: grey, ``(P, n, n)``.
@@ -84,8 +84,7 @@ def displaced(first: Floats, second: Floats) -> Floats:
     """
     side = first.shape[1]
     window = np.outer(np.hanning(side), np.hanning(side)).astype(np.float32)
-    blur = _gaussian(side, _BAND_EDGES[-1])
-    one, two = (np.fft.rfft2((pictures - blur @ pictures @ blur.T) * window) for pictures in (first, second))
+    one, two = (np.fft.rfft2((pictures - _blur(pictures, _BAND_EDGES[-1])) * window) for pictures in (first, second))
     cross = one * two.conj()
     peaks = np.fft.irfft2(cross / (np.abs(cross) + 1e-6), (side, side)).reshape(len(first), side * side).argmax(1)
     down, right = ((peaks // side + side // 2) % side - side // 2, (peaks % side + side // 2) % side - side // 2)
@@ -205,7 +204,7 @@ def colour(first: Floats, second: Floats, regions: Floats) -> Floats:
 
 
 def _correlate(first: Floats, second: Floats, inside: Floats) -> tuple[Floats, Floats]:
-    """Normalised cross-correlation over bands ``(P, B, n, n)`` where ``inside`` is 1, and the smaller variance."""
+    """Normalised cross-correlation of bands ``(P, B, n, n)`` where ``inside`` is 1; the smaller of their variances."""
     inside = inside[:, None]
     count = inside.sum((2, 3), keepdims=True) + 1e-6
     one, two = ((bands - (bands * inside).sum((2, 3), keepdims=True) / count) * inside for bands in (first, second))
@@ -216,11 +215,13 @@ def _correlate(first: Floats, second: Floats, inside: Floats) -> tuple[Floats, F
 
 
 def _bands(pictures: Floats) -> list[Floats]:
-    blurred: list[Floats] = []
-    for deviation in _BAND_EDGES:
-        matrix = _gaussian(pictures.shape[1], deviation)
-        blurred.append((matrix @ pictures @ matrix.T).astype(np.float32))
+    blurred = [_blur(pictures, deviation) for deviation in _BAND_EDGES]
     return [fine - coarse for fine, coarse in pairwise(blurred)]
+
+
+def _blur(pictures: Floats, deviation: float) -> Floats:
+    matrix = _gaussian(pictures.shape[1], deviation)
+    return (matrix @ pictures @ matrix.T).astype(np.float32, copy=False)
 
 
 @cache

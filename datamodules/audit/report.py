@@ -33,18 +33,21 @@ _BINS = 12
 
 
 def as_json(audit: Audit) -> dict[str, Any]:
-    """The audit in plain types.
+    """The audit in plain types, for programs. Keys stay; a change raises ``version``.
 
-    Keys: ``version``; ``location``; ``images``; ``passed``; ``findings`` (``key``, ``level``, ``title``, ``detail``,
-    ``action``, ``count``, ``section``); ``counts`` (class, then split); ``files`` (``bytes``, and how many images of
-    each ``formats``, ``modes``, ``channels``, ``bits``, ``sizes``); ``unreadable`` (``path``, ``label``, ``split``,
-    ``problem``); ``misnamed`` (``path``, ``format``); ``animated`` (``path``, ``frames``); ``damaged`` (``path``,
-    ``missing``: share of the rows); ``flat`` (paths); ``duplicates`` and ``families`` (``kind``, ``similarity``,
-    ``leaks``, ``conflict``, ``images`` with ``path``, ``label``, ``split``, and ``pairs`` with ``first``, ``second``,
-    ``kind``, ``similarity``, ``turned``); ``crossing_groups`` (``group``, ``splits``); ``group_suggestions`` (as
-    :class:`~datamodules.audit.groups.GroupSuggestion`); ``labels_judged``; ``suspects`` (``path``, ``split``,
-    ``label``, ``suggested``, both lists, ``score``); ``shortcut`` and ``drift`` (null, or ``accuracy``, ``chance``,
-    ``properties``).
+    - ``version``, ``location`` (of the data), ``images`` (how many), ``passed``
+    - ``findings``: ``key``, ``level``, ``title``, ``detail``, ``action``, ``setting``, ``count``, ``section``
+    - ``counts``: images by class, then by split
+    - ``files``: ``bytes``; images by ``formats``, ``modes``, ``channels``, ``bits``, ``sizes``
+    - ``unreadable``: ``path``, ``label``, ``split``, ``problem``
+    - ``misnamed``: ``path``, ``format``; ``animated``: ``path``, ``frames``; ``flat``: paths
+    - ``damaged``: ``path``, ``missing`` (share of the picture)
+    - ``duplicates``, ``families``: ``kind``, ``similarity``, ``leaks``, ``conflict``, ``images`` (``path``, ``label``,
+      ``split``), ``pairs`` (``first``, ``second``, ``kind``, ``similarity``, ``turned``)
+    - ``crossing_groups``: ``group``, ``splits`` (images in each)
+    - ``group_suggestions``: as :class:`~datamodules.audit.groups.GroupSuggestion`
+    - ``labels_judged``; ``suspects``: ``path``, ``split``, ``label``, ``suggested`` (lists of classes), ``score``
+    - ``shortcut``, ``drift``: null, or ``accuracy``, ``chance``, ``properties``
     """
     table, facts = audit.table, audit.inspection.facts
     named = [

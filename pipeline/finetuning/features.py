@@ -30,9 +30,9 @@ _FORMAT = 1  # part of every key: raise it when features of the same name would 
 class FeatureStore:
     """Features on disk, found by the image, its view, the network and the preprocessing.
 
-    A file is written under a name of its own, becomes visible when it is complete, and never changes: several
-    processes can write at once, and one that is killed leaves nothing half done. What has been damaged is noticed by
-    its checksum, removed, and computed again. Nothing in a file is run.
+    A file is written under a name of its own, becomes visible when it is complete, and never changes: several processes
+    can write at once, and one that is killed leaves nothing half done in sight. What has been damaged is noticed by its
+    checksum, removed, and computed again. Nothing in a file is run.
 
     Args:
         folder: where all features are kept, of whatever network; it is made where there is none.
@@ -147,8 +147,8 @@ def extract_features(
 
     The network sees batches of one size (the last is filled up), whichever images are missing, so that on a processor
     an image has the same features, bit for bit, whatever it is computed with; on a GPU they may differ by rounding
-    where another algorithm is chosen. What comes out of the store is bit for bit what went in. Identical images
-    are computed once.
+    where another algorithm is chosen. What comes out of the store is bit for bit what went in. Identical images are
+    computed once.
 
     Args:
         network: put into evaluation mode meanwhile; afterwards each of its modules is in the mode that it was in.
