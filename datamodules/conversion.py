@@ -17,7 +17,7 @@ from datamodules.errors import DataError
 from datamodules.objects import is_empty, is_remote, streaming_missing, upload
 from datamodules.splits import SPLITS
 from datamodules.storage import Storage
-from datamodules.streaming import INDEX, MANIFEST
+from datamodules.streaming import INDEX, MANIFEST, METADATA
 from datamodules.table import Listing
 
 # A chunk says in 32 bits where its images begin.
@@ -155,6 +155,7 @@ def _write_manifest(listing: Listing, rows: NDArray[np.int64], sizes: list[int],
         "group": listing.groups,
         "weight": listing.weights,
         "stratum": listing.strata,
+        **{f"{METADATA}{name}": column for name, column in (listing.metadata or {}).items()},
     }
     table = pa.table({name: pa.array(values).take(rows) for name, values in columns.items() if values is not None})
     table = table.append_column("bytes", pa.array(sizes, pa.int64()))

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datamodules.errors import DataError
-from datamodules.manifest import SPLIT_NAMES, as_weight, column_as_text
+from datamodules.manifest import as_weight, column_as_text
+from datamodules.splits import SPLIT_NAMES
 from datamodules.storage import Storage
 from datamodules.table import Listing
 

@@ -11,14 +11,13 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from datamodules.errors import DataError
+from datamodules.splits import SPLIT_NAMES
 from datamodules.storage import FileStorage, require_inside
 from datamodules.table import Listing
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: What people call the three splits, in lower case.
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _OPTIONAL = {"split_column": "split", "group_column": "group", "weight_column": "weight"}
 _TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 _PARQUET_SUFFIXES = (".parquet", ".pq")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 INDEX = "index.json"
 MANIFEST = "manifest.parquet"
+METADATA = "metadata."  # before the names of columns that are nothing else
 
 #: Chunks that are mixed at most. Eight are a few thousand images; with more the first batches would have to wait.
 MOST_MIXED = 8
@@ -72,6 +73,12 @@ def read_stream(address: str, cache_folder: Path | None = None, cache_gigabytes:
         weights=optional.get("weight"),
         strata=optional.get("stratum"),
         separator=separator,
+        metadata={
+            name.removeprefix(METADATA): table[name].to_pylist()
+            for name in table.column_names
+            if name.startswith(METADATA)
+        }
+        or None,
     )
 
 

@@ -150,7 +150,9 @@ class TransferCLI(LightningCLI):
         data.dtype = data.preprocessing.get("dtype", "uint8")
         model.weights = None
         for name, value in hparams.items():
-            model[name] = value
+            # How many views are averaged is a choice of who evaluates.
+            if name != "test_time_augmentation" or not any(arg.split("=")[0] == f"--model.{name}" for arg in self.args):
+                model[name] = value
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.config_init[self.subcommand]

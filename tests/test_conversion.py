@@ -35,10 +35,13 @@ def test_images_and_all_that_is_known_of_them_are_kept(tmp_path):
         weights=[rng.random() for _ in range(120)],
         strata=[rng.choice(["x", "y"]) for _ in range(120)],
         separator="|",
+        metadata={"camera": [f"camera {row % 7}" for row in range(120)], "path": [str(row) for row in range(120)]},
     )
     convert(listing, str(tmp_path / "out"), chunk_megabytes=1)
     streamed = read_stream(str(tmp_path / "out"))
     assert same_images(streamed, listing)
+    rows = [listing.paths.index(path) for path in streamed.paths]
+    assert streamed.metadata == {name: [column[row] for row in rows] for name, column in listing.metadata.items()}
     assert streamed.paths != listing.paths
     for row, path in enumerate(streamed.paths):
         assert streamed.storage.size(row) == listing.storage.size(listing.paths.index(path))
@@ -52,6 +55,7 @@ def test_little_is_known_of_the_images(tmp_path):
     streamed = read_stream(str(tmp_path / "out"))
     assert same_images(streamed, listing)
     assert (streamed.groups, streamed.weights, streamed.strata, streamed.separator) == (None, None, None, None)
+    assert streamed.metadata is None
 
 
 def test_litdata_reads_the_same_images(tmp_path):

@@ -177,6 +177,15 @@ def test_the_checkpoint_keeps_it(run: Run, tmp_path: Path) -> None:
     assert output.read_text() == (run.folder / "predictions.csv").read_text()
 
 
+def test_who_evaluates_chooses_the_views(run: Run, tmp_path: Path) -> None:
+    for views in ("none", "flips"):
+        output = tmp_path / f"{views}.csv"
+        arguments = [*fast(run.images), f"--ckpt_path={run.folder}", f"--output={output}"]
+        assert main(["test", *arguments, f"--model.test_time_augmentation={views}"]) == 0
+    assert (tmp_path / "flips.csv").read_text() == (run.folder / "predictions.csv").read_text()
+    assert (tmp_path / "none.csv").read_text() != (run.folder / "predictions.csv").read_text()
+
+
 def test_predictions_of_test_are_those_of_the_views(run: Run) -> None:
     made = ClassificationTask.load_from_checkpoint(run.folder / "best.ckpt", map_location="cpu", weights_only=True)
     with (run.folder / "predictions.csv").open(newline="") as file:
