@@ -27,8 +27,9 @@ from PIL import Image, ImageDraw
 
 from datamodules.audit.candidates import find_candidates
 from datamodules.audit.duplicates import find_duplicates
-from datamodules.audit.inspection import content_digest, inspect
+from datamodules.audit.inspection import inspect
 from datamodules.audit.labels import judge_labels
+from datamodules.contents import content_digest
 from datamodules.decode import decode
 from datamodules.preprocessing import Preprocessing
 from datamodules.storage import Storage

@@ -1,7 +1,7 @@
 """What every data source shares: splits, classes, augmentation and loaders."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 
 from datamodules.checking import channel_statistics, name_unreadable, unreadable_images, usable_cores
+from datamodules.contents import DIGEST_SIZE, ContentMemo
 from datamodules.dataset import UNLABELLED, ImageDataset, ImageLoader, ResumableDataLoader
 from datamodules.division import Division
 from datamodules.errors import DataError
@@ -198,6 +199,14 @@ class ImageDataModule(LightningDataModule):
         groups = None if self._is_unlabelled(split) else self.table.listing.groups
         return None if groups is None else [groups[row] for row in self._rows(split)]
 
+    def contents(self, split: str, memo: Path) -> list[str]:
+        """A digest of each encoded image of a split; files that are as ``memo`` noted them are not read again."""
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        known = ContentMemo(memo)
+        joined = known.digests(self._storage(split), self._rows(split).tolist(), usable_cores())
+        known.save()
+        return [joined[start : start + DIGEST_SIZE].hex() for start in range(0, len(joined), DIGEST_SIZE)]
+
     def _is_unlabelled(self, split: str) -> bool:
         return split == "predict" and self.predict_path is not None
 
@@ -230,10 +239,20 @@ class ImageDataModule(LightningDataModule):
         """The images of ``train``, ``val``, ``test`` or ``predict``; only those of ``train`` are augmented."""
         return self._dataset(split, self.preprocessing, self.augmentation if split == "train" else None)
 
+    def plain(self, split: str) -> ImageDataset:
+        """The images of a split as evaluation prepares them, also those of ``train``."""
+        return self._dataset(split, self.preprocessing, None)
+
     def everything(self) -> ImageDataset:
         """All images of the table, row by row, as evaluation prepares them; unreadable ones are not left out."""
         rows = np.arange(len(self.table.paths))
         return ImageDataset(self.table.listing.storage, rows, self._targets(rows), self.preprocessing, None, self.seed)
+
+    def plain_batches(self, dataset: ImageDataset, indices: Sequence[int]) -> Iterator[torch.Tensor]:
+        """Some images of a dataset in this order, ``(B, C, size, size)`` of the dataset's dtype."""
+        keys = [(0, int(index), 0) for index in indices]
+        for batch in ImageLoader(dataset, batch_size=self.batch_size, sampler=keys, num_workers=self._workers(1)):
+            yield batch["image"]
 
     def _dataset(self, split: str, preprocessing: Preprocessing, augmentation: Augmentation | None) -> ImageDataset:
         rows = self._rows(split)
@@ -388,7 +407,7 @@ class ImageDataModule(LightningDataModule):
             blocks=blocks,
             window=storage.window,
         )
-        workers = max(1, usable_cores() // replicas) if self.num_workers == "auto" else self.num_workers
+        workers = self._workers(replicas)
         return kind(
             dataset,
             batch_size=self.batch_size,
@@ -399,6 +418,9 @@ class ImageDataModule(LightningDataModule):
             persistent_workers=workers > 0 and split in ("train", "val"),
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _workers(self, replicas: int) -> int:
+        return max(1, usable_cores() // replicas) if self.num_workers == "auto" else self.num_workers
 
 
 def _require_known(table: ImageTable, classes: list[str]) -> None:

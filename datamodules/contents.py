@@ -26,6 +26,15 @@ _RECORD = np.dtype([("path", "V16"), ("size", "<i8"), ("mtime_ns", "<i8"), ("con
 _Known = dict[bytes, tuple[int, int, bytes]]
 
 
+def content_digest(source: Path | bytes) -> str:
+    """Digest of an encoded image, in hexadecimal digits.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    return _blake2b(source if isinstance(source, bytes) else source.read_bytes()).hexdigest()
+
+
 class ContentMemo:
     """Digests of contents, remembered in a file by path, size and time of the last change.
 

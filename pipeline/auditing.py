@@ -14,8 +14,6 @@ from datamodules import ImageDataModule
 from datamodules.audit import Inspection, audit, findings, inspect, write_report
 from datamodules.audit.audit import Augmented
 from datamodules.audit.inspection import as_rgb
-from datamodules.checking import usable_cores
-from datamodules.dataset import ImageLoader
 from datamodules.decode import decode
 from pipeline.data_commands import DataCLI
 from pipeline.exits import FOUND, SUCCESS
@@ -96,9 +94,7 @@ def _features(
     record = {"backbone": task.hparams["backbone"], "preprocessing": data.preprocessing.to_dict()}
 
     def read_images(wanted: Sequence[int]) -> Iterator[Tensor]:
-        keys = [(0, int(rows[number]), 0) for number in wanted]
-        for batch in ImageLoader(dataset, batch_size=32, sampler=keys, num_workers=usable_cores()):
-            yield batch["image"]
+        return data.plain_batches(dataset, rows[wanted].tolist())
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task.to(device)

@@ -9,6 +9,9 @@ from pipeline.errors import UserError, near_matches
 from pipeline.models.files import is_own_checkpoint
 from pipeline.runs import BEST, newest_checkpoint
 
+#: Under which a checkpoint keeps the temperature of its probabilities, and notes that it was fitted.
+TEMPERATURE, CALIBRATED = "temperature", "calibrated"
+
 
 def existing_checkpoint(given: str | None, in_folder: str = BEST) -> Path:
     """The checkpoint file that a person named.
@@ -54,6 +57,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         f"--ckpt_path: expected a checkpoint written by `python -m pipeline fit` at '{path}', found {found}; for "
         "weights of another origin use model.weights."
     )
+
+
+def calibrate_checkpoint(path: Path, temperature: float) -> None:
+    """Write a temperature into a checkpoint; the file is the old one or the new one at any moment."""
+    content = read_checkpoint(path)
+    content["state_dict"][TEMPERATURE] = torch.tensor(temperature)
+    content[CALIBRATED] = True
+    unfinished = path.with_suffix(".part")
+    torch.save(content, unfinished)
+    unfinished.replace(path)
 
 
 def is_trained_to_the_end(content: dict[str, Any], max_epochs: int) -> bool:

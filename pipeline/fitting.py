@@ -12,6 +12,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from datamodules import ImageDataModule
+from pipeline.checkpoints import CALIBRATED, calibrate_checkpoint, read_checkpoint
+from pipeline.evaluation.calibration import fit_temperature, tempered
 from pipeline.evaluation.predictions import PredictionCollector
 from pipeline.monitor import MONITORS
 from pipeline.outcome import Evaluated, say_next, track_outcome, write_predictions, write_summary
@@ -120,10 +122,21 @@ class Fitting:
                     say(f"\nrun folder    {self.folder.path}\nto go on      the same command with --ckpt_path last")
                 raise
             best = Path(self.best.best_model_path)
-            val = evaluate(trainer, "val", task, data, best, self.collector)
+            val = self._calibrate(trainer, task, data, best)
             test = evaluate(trainer, "test", task, data, best, self.collector)
             if trainer.is_global_zero:
                 self._conclude(task, data, best, val, test)
+
+    def _calibrate(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule, best: Path) -> Evaluated:
+        """Fit the temperature of the best checkpoint on the validation images, once; what they say under it."""
+        val = evaluate(trainer, "val", task, data, best, self.collector)
+        if read_checkpoint(best).get(CALIBRATED, False):  # by this run, before it was interrupted
+            return val
+        temperature = fit_temperature(val.predictions)
+        if trainer.is_global_zero:
+            calibrate_checkpoint(best, temperature)
+        trainer.strategy.barrier()
+        return Evaluated.of("val", val.paths, tempered(val.predictions, temperature), data.groups("val"))
 
     def _conclude(
         self, task: ClassificationTask, data: ImageDataModule, best: Path, val: Evaluated, test: Evaluated
@@ -158,6 +171,7 @@ class Fitting:
             "checkpoint": str(best),
             "classes": task.classes,
             "multi_label": test.predictions.multi_label,
+            "temperature": round(float(task.temperature), 4),
             "metrics": {name: estimate.to_dict() for name, estimate in metrics.items()},
             "wall_seconds": round(time.perf_counter() - self.started, 1),
             "images_per_second": round(self.epochs.images_per_second, 1),
@@ -168,7 +182,7 @@ class Fitting:
         write_summary(folder, summary)
         if logger is not None:
             logger.log_file(folder / "summary.json")
-        val.say(f"best checkpoint by {self.monitor}")
+        val.say(f"best checkpoint by {self.monitor}, tempered by {summary['temperature']:.2f}, which was fitted here")
         test.say(f"best checkpoint by {self.monitor}")
         say(f"  in {summary['wall_seconds']:.0f} s; training read {summary['images_per_second']:.0f} images/s")
         say_next(folder, best, logger, registered)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from pipeline.errors import UserError
+from pipeline.evaluation.calibration import temper
 from pipeline.evaluation.predictions import to_probabilities
 from pipeline.evaluation.validation import validation_metrics
 from pipeline.finetuning.optimization import cosine_with_warmup, parameter_groups
@@ -80,6 +81,7 @@ class ClassificationTask(LightningModule):
 
     mean: Tensor
     std: Tensor
+    temperature: Tensor
 
     def __init__(
         self,
@@ -143,6 +145,8 @@ class ClassificationTask(LightningModule):
         for name in ("mean", "std"):
             values = torch.tensor(preprocessing[name], dtype=torch.float32).view(1, -1, 1, 1)
             self.register_buffer(name, values, persistent=False)
+        # Of the probabilities; fitted when training is over, and kept in the best checkpoint.
+        self.register_buffer("temperature", torch.ones(()))
         self.class_shares = class_shares
         self.val_metrics = validation_metrics(len(classes), multi_label)
         # Weighted by images, because processes may hold unequally many; Lightning's own mean over processes is not.
@@ -154,6 +158,8 @@ class ClassificationTask(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.lineage = Lineage(**checkpoint[LINEAGE])
+        # Checkpoints of earlier releases are not calibrated.
+        checkpoint["state_dict"].setdefault("temperature", torch.ones(()))
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -173,7 +179,7 @@ class ClassificationTask(LightningModule):
         return self.network(self.normalise(images))
 
     def answer(self, images: Tensor) -> Tensor:
-        """What evaluation and the registered model answer: probabilities, averaged over the test-time views.
+        """What evaluation and the registered model answer: probabilities, averaged over the test-time views, tempered.
 
         Args:
             images: uint8 (or uint16, float32) ``(N, C, H, W)``.
@@ -185,7 +191,7 @@ class ClassificationTask(LightningModule):
         answers = [
             to_probabilities(self(images.flip(view) if view else images), self.hparams["multi_label"]) for view in views
         ]
-        return torch.stack(answers).mean(dim=0)
+        return temper(torch.stack(answers).mean(dim=0), self.temperature, self.hparams["multi_label"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, target = self.normalise(batch["image"]), batch["target"]

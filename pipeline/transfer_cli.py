@@ -244,9 +244,9 @@ class TransferCLI(LightningCLI):
         _require_fitting_input(model, datamodule.preprocessing)
         if model.fallback_reason is not None:
             warn_scratch(model.fallback_reason)
-        if self.strategy.frozen(model.network) and self.checkpoint is None and model.load_report is None:
+        if self.strategy.needs_weights and self.checkpoint is None and model.load_report is None:
             raise UserError(
-                f"finetuning: expected pretrained weights for {type(self.strategy).__name__} to freeze, found random "
+                f"finetuning: expected pretrained weights for {type(self.strategy).__name__} to build on, found random "
                 "ones; set model.weights, or finetuning to FullFineTuning."
             )
         reason = None if self.settings.trainer.precision else self.precision[1]

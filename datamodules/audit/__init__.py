@@ -2,7 +2,7 @@
 
 from datamodules.audit.audit import Audit, audit
 from datamodules.audit.findings import Finding, findings
-from datamodules.audit.inspection import Inspection, content_digest, inspect
+from datamodules.audit.inspection import Inspection, inspect
 from datamodules.audit.report import as_html, as_json, write_report
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "as_html",
     "as_json",
     "audit",
-    "content_digest",
     "findings",
     "inspect",
     "write_report",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules import decode as decoding
+from datamodules.contents import content_digest
 from datamodules.storage import Storage
 
 #: From an encoded image to pixels ``(H, W, C)``: uint8, uint16 or float32. Raises OSError where it cannot.
@@ -138,15 +139,6 @@ def inspect(
             if progress is not None:
                 progress(len(facts), len(paths))
     return Inspection(facts, grey, chroma)
-
-
-def content_digest(source: Path | bytes) -> str:
-    """SHA-256 of an encoded image, as :class:`ImageFacts` has it.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    return hashlib.sha256(source if isinstance(source, bytes) else source.read_bytes()).hexdigest()
 
 
 def as_rgb(pixels: NDArray[Any]) -> NDArray[np.uint8]:

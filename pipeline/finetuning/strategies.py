@@ -18,6 +18,9 @@ class Strategy(Callback, ABC):
         RuntimeError: at the end of the training, where a frozen parameter or buffer is no longer bit-identical.
     """
 
+    #: Whether it makes no sense without pretrained weights.
+    needs_weights = False
+
     @abstractmethod
     def frozen(self, network: nn.Module) -> list[str]:
         """Names of the parameters that keep their values."""
@@ -53,6 +56,8 @@ class FullFineTuning(Strategy):
 
 class LinearProbe(Strategy):
     """Only the head is trained, on the features of a frozen backbone: the baseline that fine-tuning has to beat."""
+
+    needs_weights = True
 
     def frozen(self, network: nn.Module) -> list[str]:
         return [name for group in depth_groups(network)[:-1] for name in group]

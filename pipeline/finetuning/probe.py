@@ -1,0 +1,193 @@
+"""A linear classifier on features of a frozen network, solved to the optimum instead of trained by epochs."""
+
+import warnings
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from sklearn.model_selection import StratifiedGroupKFold
+from torch import Tensor
+from torch.nn import functional
+
+#: Penalties that are tried, per image: the weight of half the squared norm of the classifier on standardised features.
+PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
+_FOLDS = 5
+#: Penalties are compared on this many images at most; with more of them the choice hardly matters.
+_COMPARED = 2_000
+# When a solution is good enough: to be compared with others, and to be the classifier.
+_ROUGH, _FINE = {"maxiter": 100, "ftol": 1e-4}, {"maxiter": 1000, "ftol": 1e-8}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A solved head.
+
+    Attributes:
+        weight: float32 ``(C, F)``, for features as the network gives them.
+        bias: float32 ``(C,)``.
+        penalty: that was chosen.
+        losses: mean log loss of held-out images, by penalty; empty where there was too little to hold out.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    penalty: float
+    losses: dict[float, float]
+
+
+def fit_probe(
+    features: Tensor,
+    targets: Tensor,
+    classes: int,
+    weights: Tensor | None = None,
+    together: Sequence[Hashable] | None = None,
+    penalties: Sequence[float] = PENALTIES,
+    seed: int = 0,
+) -> Probe:
+    """Penalised logistic regression, multinomial or one a class, with the penalty chosen by cross-validation.
+
+    Features are standardised; the bias is not penalised. Each problem is solved by L-BFGS (Liu and Nocedal 1989) in
+    the directions of the features' spread, scaled by Boehning's bound on the curvature (1992,
+    https://doi.org/10.1007/BF00048682). From the middle penalty the search goes on to where held-out images are
+    predicted better, each solution beginning with the one before.
+
+    Args:
+        features: ``(N, F)``.
+        targets: int64 ``(N,)``, or float ``(N, C)`` in {0, 1} where an image may have several classes.
+        classes: how many there are; some may be absent.
+        weights: of the images in the loss, float ``(N,)``, at least 0; none: all alike.
+        together: images that share a value are held out together.
+        penalties: to choose from, each above 0.
+        seed: of the folds.
+
+    Example:
+        >>> features = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+        >>> probe = fit_probe(features, torch.tensor([0, 0, 1, 1]), classes=2)
+        >>> (features @ probe.weight.T + probe.bias).argmax(1).tolist()
+        [0, 0, 1, 1]
+    """
+    features = features.float()
+    truth = functional.one_hot(targets, classes).float() if targets.ndim == 1 else targets.float()
+    share = torch.ones(len(features)) if weights is None else weights.float()
+    mean = share @ features / share.sum()
+    deviation = (share @ (features - mean) ** 2 / share.sum()).sqrt()
+    deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.inf)  # a constant tells nothing
+    problem = _Problem((features - mean) / deviation, truth, multi_label=targets.ndim == 2)
+    losses: dict[float, float] = {}
+    penalty = sorted(penalties)[len(penalties) // 2]
+    folds = _folds(truth, together, seed) if len(penalties) > 1 else None
+    if folds is not None:
+        losses = _held_out_losses(problem, share, folds, penalties)
+        penalty = min(losses, key=lambda tried: losses[tried])
+    solved = problem.solve(share, penalty, _FINE)
+    weight = (solved[:-1] / deviation[:, None]).T.contiguous()
+    return Probe(weight, solved[-1] - weight @ mean, penalty, losses)
+
+
+def _folds(truth: Tensor, together: Sequence[Hashable] | None, seed: int) -> Tensor | None:
+    """The fold of each image, -1 for those that are not compared; None: too little to hold anything out."""
+    rows = torch.randperm(len(truth), generator=torch.Generator().manual_seed(seed))[:_COMPARED].sort().values
+    rarest = torch.where(truth[rows] > 0, truth.sum(0), torch.inf).argmin(1)
+    unit = rows.tolist() if together is None else [together[row] for row in rows.tolist()]
+    number = {value: place for place, value in enumerate(dict.fromkeys(unit))}
+    folds = min(_FOLDS, len(number), int(rarest.bincount().max()))
+    if folds < 2:
+        return None
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    fold = torch.full((len(truth),), -1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class with few images is missing from some folds
+        for place, (_, held_out) in enumerate(splitter.split(rows[:, None], rarest, [number[value] for value in unit])):
+            fold[rows[held_out]] = place
+    return fold
+
+
+def _held_out_losses(
+    problem: "_Problem", share: Tensor, folds: Tensor, penalties: Sequence[float]
+) -> dict[float, float]:
+    """Mean loss of held-out images by penalty: of the best one, its neighbours, and what was tried on the way there."""
+    ordered = sorted(penalties)
+    numbers = folds[folds >= 0].unique().tolist()
+    solved: dict[int, Tensor] = {}  # of each fold, under the penalty before, where the next one begins
+    losses: dict[float, float] = {}
+    place, found = -1, len(ordered) // 2
+    while place != found:
+        place = found
+        for near in range(max(0, place - 1), min(len(ordered), place + 2)):
+            if (penalty := ordered[near]) in losses:
+                continue
+            total = 0.0
+            for fold in numbers:
+                used = share * ((folds >= 0) & (folds != fold))
+                solved[fold] = problem.solve(used, penalty, _ROUGH, solved.get(fold))
+                total += float(problem.losses(solved[fold]) @ (share * (folds == fold)))
+            losses[penalty] = total / float(share[folds >= 0].sum())
+        found = min(
+            (value for value in range(len(ordered)) if ordered[value] in losses), key=lambda n: losses[ordered[n]]
+        )
+    return dict(sorted(losses.items()))
+
+
+class _Problem:
+    """Images to be told apart by a linear classifier.
+
+    Args:
+        features: standardised, float32 ``(N, F)``.
+        truth: ``(N, C)`` in {0, 1}.
+        multi_label: sigmoids in place of the softmax.
+    """
+
+    def __init__(self, features: Tensor, truth: Tensor, multi_label: bool) -> None:
+        self.truth, self.multi_label = truth, multi_label
+        spread, directions = torch.linalg.eigh(features.T @ features / len(features))
+        kept = spread > 1e-6 * spread[-1]  # fewer directions than features where there are fewer images
+        self.spread, self.directions = spread[kept], directions[:, kept]
+        self.inputs = torch.cat([features @ self.directions, torch.ones(len(features), 1)], 1)
+
+    def losses(self, solved: Tensor) -> Tensor:
+        """Of each image, ``(N,)``, under a classifier ``(F + 1, C)`` whose last row is the bias."""
+        return self._losses(self.inputs @ self._turned(solved, self.directions.T))
+
+    def solve(self, share: Tensor, penalty: float, stopping: dict[str, float], start: Tensor | None = None) -> Tensor:
+        """The best classifier ``(F + 1, C)``; the last row is the bias.
+
+        Args:
+            share: of each image in the loss, ``(N,)``.
+            penalty: half of which weighs the squared norm.
+            stopping: options of L-BFGS.
+            start: where to begin.
+        """
+        rows = share.nonzero().squeeze(1)
+        inputs, truth, share = self.inputs[rows], self.truth[rows], share[rows] / share.sum()
+        bound = 0.25 if self.multi_label else 0.5
+        scale = torch.cat([bound * self.spread + penalty, torch.tensor([bound])]).rsqrt()[:, None]
+        penalties = torch.cat([torch.full_like(self.spread, penalty), torch.zeros(1)])[:, None]
+        shape = len(scale), truth.shape[1]
+
+        def loss_and_slope(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+            point = torch.from_numpy(flat).float().view(shape) * scale
+            logits = inputs @ point
+            losses = self._losses(logits, truth)
+            error = ((logits.sigmoid() if self.multi_label else logits.softmax(1)) - truth) * share[:, None]
+            loss = float(losses.double() @ share.double() + (penalties * point**2).double().sum() / 2)
+            slope = (inputs.T @ error + penalties * point) * scale
+            return loss, slope.flatten().double().numpy()
+
+        begin = torch.zeros(shape) if start is None else self._turned(start, self.directions.T) / scale
+        found = minimize(
+            loss_and_slope, begin.flatten().double().numpy(), jac=True, method="L-BFGS-B", options=stopping
+        )
+        return self._turned(torch.from_numpy(found.x).float().view(shape) * scale, self.directions)
+
+    def _losses(self, logits: Tensor, truth: Tensor | None = None) -> Tensor:
+        truth = self.truth if truth is None else truth
+        if self.multi_label:
+            return functional.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(1)
+        return -(logits.log_softmax(1) * truth).sum(1)
+
+    @staticmethod
+    def _turned(solved: Tensor, by: Tensor) -> Tensor:
+        return torch.cat([by @ solved[:-1], solved[-1:]])

@@ -1,0 +1,124 @@
+"""The linear classifier on frozen features: at its optimum, with a penalty that held-out images chose."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from pipeline.finetuning.probe import PENALTIES, Probe, fit_probe
+
+
+def drawn(seed: int, count: int = 300, size: int = 40, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of very different spread, far from zero, and classes that hang on some of them."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(count, size, generator=generator) * torch.logspace(1, -2, size) + 5
+    scores = (features - 5) @ (torch.randn(size, classes, generator=generator) / torch.logspace(1, -2, size)[:, None])
+    return features, (scores + 2 * torch.randn(count, classes, generator=generator)).argmax(1)
+
+
+def logits(probe: Probe, features: torch.Tensor) -> torch.Tensor:
+    return features @ probe.weight.T + probe.bias
+
+
+def reference(features: torch.Tensor, targets: np.ndarray, penalty: float, weights: np.ndarray) -> LogisticRegression:
+    """The same problem as scikit-learn solves it, on features standardised under the weights."""
+    share = torch.from_numpy(weights / weights.sum()).float()
+    mean = share @ features
+    standardised = (features - mean) / (share @ (features - mean) ** 2).sqrt()
+    solver = LogisticRegression(C=1 / (penalty * weights.sum()), max_iter=5000, tol=1e-8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return solver.fit(standardised.double().numpy(), targets, sample_weight=weights), standardised
+
+
+@pytest.mark.parametrize("penalty", [1e-3, 1e-2, 0.1, 1.0])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_it_is_at_the_optimum(classes: int, penalty: float) -> None:
+    features, targets = drawn(0, classes=classes)
+    weights = np.random.default_rng(0).integers(0, 4, len(targets)).astype(float)
+    solver, standardised = reference(features, targets.numpy(), penalty, weights)
+    if classes == 2:  # one row of coefficients in place of two that mirror each other, which count twice
+        solver, standardised = reference(features, targets.numpy(), penalty / 2, weights)
+    found = logits(fit_probe(features, targets, classes, torch.from_numpy(weights), penalties=[penalty]), features)
+    expected = solver.predict_proba(standardised.double().numpy())
+    np.testing.assert_allclose(found.softmax(1).numpy(), expected, atol=4e-3)
+
+
+@pytest.mark.parametrize("penalty", [1e-2, 0.1])
+def test_several_classes_an_image_are_a_regression_each(penalty: float) -> None:
+    features, targets = drawn(1)
+    several = torch.stack([targets == 0, targets >= 2, features[:, 0] > 5], 1).float()
+    found = logits(fit_probe(features, several, 3, penalties=[penalty]), features).sigmoid().numpy()
+    for column in range(3):
+        solver, standardised = reference(features, several[:, column].numpy(), penalty, np.ones(len(several)))
+        expected = solver.predict_proba(standardised.double().numpy())[:, 1]
+        np.testing.assert_allclose(found[:, column], expected, atol=4e-3)
+
+
+@pytest.mark.parametrize("noise", [0.5, 8.0])
+def test_the_penalty_is_about_the_best_for_images_that_were_not_seen(noise: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(1200, 60, generator=generator)
+    scores = features @ torch.randn(60, 3, generator=generator)
+    targets = (scores + noise * torch.randn(1200, 3, generator=generator)).argmax(1)
+    seen, unseen = slice(0, 200), slice(200, None)
+
+    def loss(probe: Probe) -> float:
+        return float(torch.nn.functional.cross_entropy(logits(probe, features[unseen]), targets[unseen]))
+
+    each = [loss(fit_probe(features[seen], targets[seen], 3, penalties=[penalty])) for penalty in PENALTIES]
+    chosen = fit_probe(features[seen], targets[seen], 3)
+    assert loss(chosen) < min(each) + 0.08 < max(each) - 0.2
+    assert chosen.losses[chosen.penalty] == min(chosen.losses.values())
+
+
+def test_images_of_a_group_are_held_out_together() -> None:
+    generator = torch.Generator().manual_seed(3)
+    features = torch.randn(40, 30, generator=generator).repeat(6, 1)  # six copies of each
+    targets = torch.randint(2, (40,), generator=generator).repeat(6)  # which nothing tells
+    alone = fit_probe(features, targets, 2)
+    together = fit_probe(features, targets, 2, together=[row % 40 for row in range(240)])
+    assert alone.losses[alone.penalty] < 0.4 < np.log(2) - 0.05 < together.losses[together.penalty]
+    assert together.penalty > 10 * alone.penalty
+
+
+def test_it_depends_on_its_seed_alone() -> None:
+    features, targets = drawn(4)
+    first, again, other = (fit_probe(features, targets, 4, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first.weight, again.weight)
+    assert first.losses == again.losses != other.losses
+
+
+def test_constants_and_scales_change_nothing() -> None:
+    features, targets = drawn(5)
+    plain = fit_probe(features, targets, 4)
+    changed = torch.cat([features * 1000 - 7, torch.full((len(features), 2), 3.0)], 1)
+    found = fit_probe(changed, targets, 4)
+    np.testing.assert_allclose(logits(found, changed).numpy(), logits(plain, features).numpy(), atol=0.02)
+    assert torch.equal(found.weight[:, -2:], torch.zeros(4, 2))
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_a_handful_of_images_is_enough(count: int) -> None:
+    features = torch.eye(6)[:count] * 10
+    targets = torch.arange(count) % 3
+    probe = fit_probe(features, targets, 5)  # of two classes and more there are no images
+    assert probe.weight.shape == (5, 6)
+    assert logits(probe, features).argmax(1).tolist() == targets.tolist()
+    assert torch.isfinite(probe.weight).all()
+    assert torch.isfinite(probe.bias).all()
+
+
+def test_more_features_than_images_and_one_feature() -> None:
+    features, targets = drawn(6, count=50, size=400)
+    assert (logits(fit_probe(features, targets, 4), features).argmax(1) == targets).float().mean() > 0.8
+    narrow = fit_probe(features[:, :1], (features[:, 0] > 5).long(), 2)
+    assert (logits(narrow, features[:, :1]).argmax(1) == (features[:, 0] > 5)).float().mean() > 0.95
+
+
+def test_features_of_one_value_tell_the_shares_of_the_classes() -> None:
+    probe = fit_probe(torch.ones(10, 3), torch.tensor([0] * 7 + [1] * 3), 2)
+    np.testing.assert_allclose(logits(probe, torch.ones(1, 3)).softmax(1)[0].numpy(), [0.7, 0.3], atol=1e-3)
