@@ -182,7 +182,7 @@ class Fitting:
         write_summary(folder, summary)
         if logger is not None:
             logger.log_file(folder / "summary.json")
-        val.say(f"best checkpoint by {self.monitor}, tempered by {summary['temperature']:.2f}, which was fitted here")
+        val.say(f"best checkpoint by {self.monitor}; its temperature, {summary['temperature']:.2f}, was fitted here")
         test.say(f"best checkpoint by {self.monitor}")
         say(f"  in {summary['wall_seconds']:.0f} s; training read {summary['images_per_second']:.0f} images/s")
         say_next(folder, best, logger, registered)

@@ -65,8 +65,9 @@ def assert_same_backbone(parent: Path, child: Path) -> None:
     """After a linear probe, the child's backbone is the parent's, bit by bit."""
     expected, found = checkpoint(parent)["state_dict"], checkpoint(child)["state_dict"]
     assert list(found) == list(expected)
-    moved = [name for name in found if not torch.equal(found[name], expected[name])]
-    assert {*moved, "temperature"} == {"network.linear.bias", "network.linear.weight", "temperature"}
+    moved = {name for name in found if not torch.equal(found[name], expected[name])}
+    assert "network.linear.weight" in moved
+    assert moved <= {"network.linear.bias", "network.linear.weight", "temperature"}
 
 
 def test_the_licence_of_the_weights_is_in_the_log_the_tags_and_the_registered_model(generations, capsys):
