@@ -129,8 +129,11 @@ class Fitting:
 
     def _calibrate(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule, best: Path) -> Evaluated:
         """Fit the temperature of the best checkpoint on the validation images, once; what they say under it."""
+        # By this run, before it was interrupted. Asked before the evaluation, which all processes leave together: after
+        # it, the first one writes.
+        calibrated = read_checkpoint(best).get(CALIBRATED, False)
         val = evaluate(trainer, "val", task, data, best, self.collector)
-        if read_checkpoint(best).get(CALIBRATED, False):  # by this run, before it was interrupted
+        if calibrated:
             return val
         temperature = fit_temperature(val.predictions)
         if trainer.is_global_zero:

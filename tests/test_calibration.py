@@ -147,3 +147,20 @@ def test_a_checkpoint_is_the_old_one_until_the_new_one_is_whole(
     assert checkpoint.read_bytes() == before
     calibrate_checkpoint(checkpoint, 2.0)
     assert float(read_checkpoint(checkpoint)["state_dict"][TEMPERATURE]) == 2
+
+
+def test_a_checkpoint_that_is_calibrated_is_not_calibrated_again(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after an interruption between the calibration and the end."""
+    monkeypatch.chdir(run.parent.parent)
+    before = (run / "best.ckpt").read_bytes()
+    reported = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").unlink()
+    arguments = [*fast(run.parent.parent / "images"), "--model.backbone=resnet20", "--trainer.max_epochs=2"]
+    capsys.readouterr()
+    assert main(["fit", *arguments, "--registered_model_name=x", "--ckpt_path=last"]) == 0
+    assert (run / "best.ckpt").read_bytes() == before
+    again = json.loads((run / "summary.json").read_text())
+    assert again["temperature"] == reported["temperature"]
+    assert again["metrics"]["val/log_loss"]["value"] == pytest.approx(reported["metrics"]["val/log_loss"]["value"])
