@@ -120,6 +120,27 @@ def test_shares_that_training_aims_at_are_in_the_head(setting: Setting) -> None:
         assert torch.equal(moved.state["linear.weight"], plain.state["linear.weight"])
 
 
+def test_groups_are_held_out_together_and_images_without_one_alone(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def watched(*arguments: Any, **settings: Any) -> Any:
+        seen.append(arguments[4])
+        return fit_probe(*arguments, **settings)
+
+    monkeypatch.setattr(probe_then_finetune, "fit_probe", watched)
+    _, _, data = setting.fit()
+    count = len(data.plain("train"))
+    groups = [" " if row % 3 else "p1" for row in range(count)]
+    monkeypatch.setattr(ImageFolderDataModule, "groups", lambda self, split: groups)
+    setting.fit()
+    assert seen[0] is None
+    assert len(seen[1]) == count
+    assert seen[1].count("p1") == groups.count("p1") > 1
+    assert len(set(seen[1])) == groups.count(" ") + 1
+
+
 def test_a_checkpoint_keeps_its_head(
     setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

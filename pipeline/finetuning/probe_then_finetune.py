@@ -1,7 +1,7 @@
 """A solved head first, then everything: linear probing, then fine-tuning."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -102,10 +102,15 @@ class ProbeThenFineTune(Strategy):
             torch.from_numpy(images.targets),
             len(task.classes),
             None if images.weights is None else torch.from_numpy(images.weights),
-            data.groups("train"),
+            _together(data.groups("train")),
             seed=hparams["seed"],
         )
         return replace(probe, bias=probe.bias + _offsets(task))
+
+
+def _together(groups: list[str] | None) -> list[Hashable] | None:
+    """What is held out together; an image without a group stands alone."""
+    return None if groups is None else [group.strip() or number for number, group in enumerate(groups)]
 
 
 def _offsets(task: Any) -> Tensor:
