@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mlflow import MlflowClient
+from safetensors.torch import save_file
 
 from pipeline.cli import main
+from pipeline.models.backbones import create_backbone
 from tests.support import fast, write_images
 
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
@@ -73,3 +76,32 @@ def test_a_mistake_ends_all_processes_with_one_line(tmp_path: Path, monkeypatch:
     assert "red/000.png (it is empty)" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert not Path("runs").exists()
+
+
+@pytest.mark.slow
+def test_a_head_that_one_process_solved_is_the_head_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "images", per_class=20)
+    torch.manual_seed(0)
+    save_file(create_backbone("resnet20", 10).state_dict(), "weights.safetensors")
+    done = pipeline(
+        "fit",
+        *fast(tmp_path / "images"),
+        *TWO,
+        "--data.val_fraction=0.3",
+        "--model.backbone=resnet20",
+        "--model.weights=weights.safetensors",
+        "--finetuning=ProbeThenFineTune",
+        f"--finetuning.features={tmp_path / 'features'}",
+        # What was solved is what validates.
+        "--model.learning_rate=1e-9",
+        "--model.head_learning_rate=1e-9",
+        "--trainer.max_epochs=1",
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = Path("runs").iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    client = MlflowClient(summary["tracking_uri"], summary["tracking_uri"])
+    (shown,) = client.get_metric_history(summary["run_id"], "val/accuracy")
+    assert summary["metrics"]["val/accuracy"]["value"] == pytest.approx(shown.value, abs=1e-6)
+    assert shown.value > 0.9
