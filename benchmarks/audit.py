@@ -32,7 +32,7 @@ from datamodules.audit.labels import judge_labels
 from datamodules.contents import content_digest
 from datamodules.decode import decode
 from datamodules.preprocessing import Preprocessing
-from datamodules.storage import Storage
+from datamodules.storage import MemoryStorage
 from datamodules.table import list_images
 from pipeline.finetuning.features import FeatureStore, extract_features, network_digest
 from pipeline.models.backbones import create_backbone, default_preprocessing, features
@@ -43,24 +43,6 @@ Pixels = NDArray[np.uint8]
 PLANTED = 120  # copies of each kind
 SEEDS = (0, 1, 2)
 KINDS = ("exact", "same pixels", "re-encoded", "resized", "cropped", "all three", "mirrored", "turned", "cropped a lot")
-
-
-class InMemory(Storage):
-    """Encoded images that are held in memory."""
-
-    location = "memory"
-
-    def __init__(self, encoded: Sequence[bytes]) -> None:
-        self.encoded = encoded
-
-    def source(self, row: int) -> bytes:
-        return self.encoded[row]
-
-    def size(self, row: int) -> int:
-        return len(self.encoded[row])
-
-    def describe(self, row: int) -> str:
-        return f"image {row}"
 
 
 def copy_of(content: bytes, kind: str, rng: np.random.Generator) -> bytes:
@@ -108,7 +90,7 @@ def duplicates(contents: list[bytes], of_network: NDArray[np.float32], sheet: Pa
         everything = [*contents, *copies]
         names = [f"{row}.jpg" for row in range(len(everything))]
         start = time.process_time()
-        inspection = inspect(InMemory(everything), names, workers=1)
+        inspection = inspect(MemoryStorage(everything), names, workers=1)
         report = find_duplicates(inspection, names, ["train"] * len(names))
         seconds.append(time.process_time() - start)
         cluster_of = {row: number for number, cluster in enumerate(report.clusters) for row in cluster.rows}
@@ -126,7 +108,7 @@ def duplicates(contents: list[bytes], of_network: NDArray[np.float32], sheet: Pa
     print(f"  other pairs: {len(others)} of photographs (repeats in the data, or false alarms)")
     print(f"  {np.mean(seconds):.1f} s of processor time for {len(everything):,} images, on one thread")
     names = [str(row) for row in range(len(contents))]
-    inspection = inspect(InMemory(contents), [f"{name}.jpg" for name in names], workers=1)
+    inspection = inspect(MemoryStorage(contents), [f"{name}.jpg" for name in names], workers=1)
     pairs = []
     for using in (None, of_network):
         clusters = find_duplicates(inspection, names, ["train"] * len(names), using).clusters

@@ -68,6 +68,28 @@ class FileStorage(Storage):
         return printable(str(self.source(row)))
 
 
+class MemoryStorage(Storage):
+    """Encoded images that are held in memory.
+
+    Args:
+        encoded: the images; one a row.
+    """
+
+    location = "memory"
+
+    def __init__(self, encoded: Sequence[bytes]) -> None:
+        self.encoded = list(encoded)
+
+    def source(self, row: int) -> bytes:
+        return self.encoded[row]
+
+    def size(self, row: int) -> int:
+        return len(self.encoded[row])
+
+    def describe(self, row: int) -> str:
+        return f"image {row}"
+
+
 class SelectedStorage(Storage):
     """Some rows of another storage.
 

@@ -8,26 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from datamodules.storage import FileStorage, Storage
+from datamodules.storage import FileStorage, MemoryStorage
 from datamodules.table import ImageTable, Listing
-
-
-class InMemory(Storage):
-    """Encoded images that are held in memory."""
-
-    location = "memory"
-
-    def __init__(self, encoded: Sequence[bytes]) -> None:
-        self.encoded = encoded
-
-    def source(self, row: int) -> bytes:
-        return self.encoded[row]
-
-    def size(self, row: int) -> int:
-        return len(self.encoded[row])
-
-    def describe(self, row: int) -> str:
-        return f"image {row}"
 
 
 def scene(seed: int, width: int = 160, height: int = 120) -> Image.Image:
@@ -69,7 +51,7 @@ def table_in_memory(
     **more: Any,
 ) -> ImageTable:
     paths = [f"{row}.png" for row in range(len(images))] if names is None else list(names)
-    listing = Listing(InMemory(images), paths, list(labels), [None] * len(paths), **more)
+    listing = Listing(MemoryStorage(images), paths, list(labels), [None] * len(paths), **more)
     return ImageTable(listing, list(splits), split_is_ours=True)
 
 

@@ -16,23 +16,6 @@ AMPLE = 2**30
 LONG_AGO_NS = 1_600_000_000_000_000_000
 
 
-class BytesStorage(Storage):
-    """Encoded images that are no files."""
-
-    def __init__(self, images: Sequence[bytes]) -> None:
-        self.images = list(images)
-        self.location = "memory"
-
-    def source(self, row: int) -> bytes:
-        return self.images[row]
-
-    def size(self, row: int) -> int:
-        return len(self.images[row])
-
-    def describe(self, row: int) -> str:
-        return f"image {row}"
-
-
 class Decoder:
     """Decodes the images of a storage and remembers which."""
 

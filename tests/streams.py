@@ -7,37 +7,24 @@ import numpy as np
 import pytest
 
 from datamodules.errors import DataError
-from datamodules.storage import Storage
+from datamodules.storage import MemoryStorage
 from datamodules.table import Listing
 
 BEGINNINGS = (b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"II*\x00", b"RIFF....WEBP", b"BM", b"")
 
 
-class Memory(Storage):
+def noise(count: int, seed: int = 0, largest: int = 60_000) -> MemoryStorage:
     """Noise that begins as images do; sizes differ."""
-
-    location = "memory"
-
-    def __init__(self, count: int, seed: int = 0, largest: int = 60_000) -> None:
-        rng = np.random.default_rng(seed)
-        self.images = [
-            BEGINNINGS[row % 6] + rng.bytes(int(rng.integers(largest // 3, largest))) for row in range(count)
-        ]
-
-    def source(self, row: int) -> bytes:
-        return self.images[row]
-
-    def size(self, row: int) -> int:
-        return len(self.images[row])
-
-    def describe(self, row: int) -> str:
-        return f"image {row}"
+    rng = np.random.default_rng(seed)
+    return MemoryStorage(
+        [BEGINNINGS[row % 6] + rng.bytes(int(rng.integers(largest // 3, largest))) for row in range(count)]
+    )
 
 
 def pictures(count: int, seed: int = 0, largest: int = 60_000, **columns: Any) -> Listing:
     """Images sorted by class, all of them for training unless told otherwise."""
     columns = {"given": ["train"] * count, "labels": [f"class {4 * row // count}" for row in range(count)], **columns}
-    return Listing(Memory(count, seed, largest), [f"a/{row:04d}.jpg" for row in range(count)], **columns)
+    return Listing(noise(count, seed, largest), [f"a/{row:04d}.jpg" for row in range(count)], **columns)
 
 
 def contents(listing: Listing, row: int) -> bytes:

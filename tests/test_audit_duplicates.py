@@ -10,14 +10,15 @@ from datamodules.audit.duplicates import find_duplicates
 from datamodules.audit.inspection import inspect
 from datamodules.audit.neighbours import nearest
 from datamodules.audit.registration import colour, cut, displaced, register, shared, structure, whole
-from tests.audit_data import InMemory, encoded, on_white, scene
+from datamodules.storage import MemoryStorage
+from tests.audit_data import encoded, on_white, scene
 
 SCENES = [encoded(scene(number)) for number in range(24)]
 
 
 def search(contents, labels=None, splits=None, **options):
     names = [f"{row}.png" for row in range(len(contents))]
-    inspection = inspect(InMemory(contents), names, workers=1)
+    inspection = inspect(MemoryStorage(contents), names, workers=1)
     return find_duplicates(inspection, labels or ["a"] * len(names), splits or ["train"] * len(names), **options)
 
 
@@ -162,7 +163,7 @@ def test_progress_ends_with_all():
 
 
 def test_each_pair_is_looked_at_once_and_no_image_with_itself():
-    grey = inspect(InMemory([*SCENES, *COPIES.values()]), ["a"] * 35, workers=1).grey
+    grey = inspect(MemoryStorage([*SCENES, *COPIES.values()]), ["a"] * 35, workers=1).grey
     found = find_candidates(grey)
     pairs = [tuple(sorted(pair)) for pair in zip(found.original.tolist(), found.copy.tolist(), strict=True)]
     assert len(pairs) == len(set(pairs))
@@ -185,9 +186,9 @@ def test_orienting_undoes_what_was_done_to_a_copy(orientation):
 
 
 def test_descriptions_of_a_crop_and_of_the_original_without_its_margin_agree():
-    grey = inspect(InMemory(SCENES), ["a"] * 24, workers=1).grey
+    grey = inspect(MemoryStorage(SCENES), ["a"] * 24, workers=1).grey
     smaller = inspect(
-        InMemory([encoded(cropped(scene(n), *[0.06] * 4)) for n in range(24)]), ["a"] * 24, workers=1
+        MemoryStorage([encoded(cropped(scene(n), *[0.06] * 4)) for n in range(24)]), ["a"] * 24, workers=1
     ).grey
     nothing = np.zeros((64, 64), np.float32)
     agreement = (describe(grey, nothing, margin=2) * describe(smaller, nothing)).sum(1)
@@ -229,7 +230,7 @@ def test_neighbours_in_cells_are_nearly_those_of_brute_force(monkeypatch):
 
 
 def likeness(image):
-    inspection = inspect(InMemory([encoded(image)]), ["a.png"], workers=1)
+    inspection = inspect(MemoryStorage([encoded(image)]), ["a.png"], workers=1)
     return inspection.grey.astype(np.float32), inspection.chroma.astype(np.float32)
 
 

@@ -11,12 +11,12 @@ from PIL import Image
 
 from datamodules.audit.inspection import as_rgb, inspect
 from datamodules.contents import content_digest
-from datamodules.storage import FileStorage
-from tests.audit_data import InMemory, encoded, scene
+from datamodules.storage import FileStorage, MemoryStorage
+from tests.audit_data import encoded, scene
 
 
 def facts_of(content, name="image.png", **options):
-    return inspect(InMemory([content]), [name], **options).facts[0]
+    return inspect(MemoryStorage([content]), [name], **options).facts[0]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_files_that_are_not_there_are_named_and_others_still_read(tmp_path):
 def test_likenesses_are_the_picture_in_small():
     picture = Image.new("RGB", (200, 100), "black")
     picture.paste((255, 0, 0), (100, 0, 200, 100))
-    inspection = inspect(InMemory([encoded(picture)]), ["a.png"])
+    inspection = inspect(MemoryStorage([encoded(picture)]), ["a.png"])
     assert inspection.grey.shape == (1, 64, 64)
     assert inspection.grey[0, :, :30].max() < 8
     assert np.abs(inspection.grey[0, :, 34:].astype(int) - 76).max() < 8  # the luma of red
@@ -162,8 +162,8 @@ def test_threads_change_nothing_and_progress_counts_to_the_end():
     contents = [encoded(scene(number)) for number in range(9)] + [b""]
     names = [f"{number}.png" for number in range(10)]
     calls = []
-    several = inspect(InMemory(contents), names, workers=4, progress=lambda *call: calls.append(call))
-    single = inspect(InMemory(contents), names, workers=1)
+    several = inspect(MemoryStorage(contents), names, workers=4, progress=lambda *call: calls.append(call))
+    single = inspect(MemoryStorage(contents), names, workers=1)
     assert several.facts == single.facts
     assert np.array_equal(several.grey, single.grey)
     assert calls == [(number, 10) for number in range(1, 11)]

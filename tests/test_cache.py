@@ -16,11 +16,10 @@ import pytest
 from datamodules import cache_entry
 from datamodules.cache_folder import CacheFolder
 from datamodules.errors import DataError
-from datamodules.storage import FileStorage
+from datamodules.storage import FileStorage, MemoryStorage
 from tests.cached import (
     LONG_AGO_NS,
     RECIPE,
-    BytesStorage,
     Decoder,
     assert_holds,
     encoded,
@@ -58,7 +57,7 @@ def storage(tmp_path: Path, pictures: list[np.ndarray]) -> FileStorage:
 def test_images_come_back_as_they_were_prepared(folder: Path, tmp_path: Path, dtype: str, in_files: bool) -> None:
     pictures = [picture(seed, shape, dtype) for seed, shape in enumerate(SHAPES)]
     storage = (
-        write_pictures(tmp_path / "images", pictures) if in_files else BytesStorage([encoded(p) for p in pictures])
+        write_pictures(tmp_path / "images", pictures) if in_files else MemoryStorage([encoded(p) for p in pictures])
     )
     cache, decoded = open_cache(folder, storage, ROWS)
     assert decoded == list(ROWS)
@@ -87,7 +86,7 @@ def test_images_are_read_only_aligned_and_survive_the_cache(
 
 def test_foreign_byte_order_and_strided_images_are_kept(folder: Path) -> None:
     pictures = [picture(0, (6, 9, 3), "uint16").astype(">u2"), picture(1, (9, 6, 3), "uint16").transpose(1, 0, 2)]
-    storage = BytesStorage([b"0", b"1"])
+    storage = MemoryStorage([b"0", b"1"])
     cache, _ = open_cache(folder, storage, [0, 1], prepare=lambda row: pictures[row])
     for position, expected in enumerate(pictures):
         np.testing.assert_array_equal(cache.get(position), expected)
@@ -108,7 +107,7 @@ def test_a_cache_of_no_images(folder: Path, storage: FileStorage) -> None:
 
 def test_threads_keep_the_order_and_few_images_in_memory(folder: Path) -> None:
     count, ahead, written = 60, [], 0
-    storage = BytesStorage([encoded(picture(seed)) for seed in range(count)])
+    storage = MemoryStorage([encoded(picture(seed)) for seed in range(count)])
     decoder = Decoder(storage)
 
     def progress(done: int, total: int) -> None:
@@ -132,7 +131,7 @@ def test_entries_go_by_contents_and_not_by_names(
     open_cache(folder, storage, ROWS)
     moved = write_pictures(tmp_path / "elsewhere", pictures)
     assert open_cache(folder, moved, ROWS)[1] == []
-    assert open_cache(folder, BytesStorage([encoded(image) for image in pictures]), ROWS)[1] == []
+    assert open_cache(folder, MemoryStorage([encoded(image) for image in pictures]), ROWS)[1] == []
     assert open_cache(folder, moved, ROWS[::-1])[1] == list(ROWS[::-1])
 
 
@@ -160,7 +159,7 @@ def test_a_changed_file_of_the_same_size_makes_a_new_entry_and_removes_the_old(
 
 def test_other_images_of_the_same_names_do_not_make_an_entry_stale(folder: Path) -> None:
     for place in ("here", "there"):
-        storage = BytesStorage([encoded(picture(len(place)))])
+        storage = MemoryStorage([encoded(picture(len(place)))])
         storage.location = place
         open_cache(folder, storage, [0])
     assert len(entries(folder)) == 2
@@ -183,9 +182,9 @@ def test_files_that_seem_unchanged_are_not_read(folder: Path, storage: FileStora
 
 
 def test_a_changed_image_of_no_file_makes_a_new_entry(folder: Path) -> None:
-    storage = BytesStorage([encoded(picture(0))])
+    storage = MemoryStorage([encoded(picture(0))])
     open_cache(folder, storage, [0])
-    storage.images[0] = encoded(picture(1))
+    storage.encoded[0] = encoded(picture(1))
     assert_holds(open_cache(folder, storage, [0])[0], [picture(1)])
     assert len(entries(folder)) == 1
 
@@ -360,7 +359,7 @@ def test_an_absent_file_is_passed_on(folder: Path, storage: FileStorage) -> None
 )
 def test_other_arrays_are_refused(folder: Path, images: list[np.ndarray], text: str) -> None:
     with pytest.raises(TypeError, match=text):
-        open_cache(folder, BytesStorage([b"0", b"1"]), [0, 1], prepare=lambda row: images[row])
+        open_cache(folder, MemoryStorage([b"0", b"1"]), [0, 1], prepare=lambda row: images[row])
     assert entries(folder) == []
 
 

@@ -16,7 +16,8 @@ import pytest
 from datamodules.cache import ImageCache
 from datamodules.errors import DataError
 from datamodules.locks import unshared, waiting_lock
-from tests.cached import AMPLE, BytesStorage, Decoder, assert_holds, encoded, entries, folder_size, open_cache, picture
+from datamodules.storage import MemoryStorage
+from tests.cached import AMPLE, Decoder, assert_holds, encoded, entries, folder_size, open_cache, picture
 
 FORK = multiprocessing.get_context("fork")
 SHAPE = (64, 64, 3)
@@ -72,8 +73,8 @@ def pictures(seed: int) -> list[np.ndarray]:
     return [picture(100 * seed + number, SHAPE) for number in range(COUNT)]
 
 
-def image_set(seed: int) -> BytesStorage:
-    storage = BytesStorage([encoded(image) for image in pictures(seed)])
+def image_set(seed: int) -> MemoryStorage:
+    storage = MemoryStorage([encoded(image) for image in pictures(seed)])
     storage.location = str(seed)
     return storage
 

@@ -8,9 +8,9 @@ import pytest
 from datamodules.cache import ImageCache
 from datamodules.cache_folder import CacheFolder
 from datamodules.locks import waiting_lock
+from datamodules.storage import MemoryStorage
 from tests.cached import (
     LONG_AGO_NS,
-    BytesStorage,
     assert_holds,
     encoded,
     entries,
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_images_are_kept_in_order_until_the_bound(folder: Path) -> None:
     pictures = [picture(seed, (64, 64, 3)) for seed in range(8)]
-    storage = BytesStorage([encoded(image) for image in pictures])
+    storage = MemoryStorage([encoded(image) for image in pictures])
     limit = 5 * pictures[0].nbytes + 5000
     kept: list[int] = []
     cache, _ = open_cache(folder, storage, range(8), limit_bytes=limit, progress=lambda done, _: kept.append(done))
@@ -41,7 +41,7 @@ def test_images_are_kept_in_order_until_the_bound(folder: Path) -> None:
 
 def test_a_bound_that_was_moved_builds_again(folder: Path) -> None:
     pictures = [picture(seed, (64, 64, 3)) for seed in range(8)]
-    storage = BytesStorage([encoded(image) for image in pictures])
+    storage = MemoryStorage([encoded(image) for image in pictures])
     for kept in (3, 7, 2):
         limit = kept * pictures[0].nbytes + 5000
         cache, _ = open_cache(folder, storage, range(8), limit_bytes=limit)
@@ -51,7 +51,7 @@ def test_a_bound_that_was_moved_builds_again(folder: Path) -> None:
 
 @pytest.mark.parametrize("limit", [0, 100])
 def test_a_bound_below_one_image_keeps_none(folder: Path, limit: int) -> None:
-    storage = BytesStorage([encoded(picture(seed)) for seed in range(3)])
+    storage = MemoryStorage([encoded(picture(seed)) for seed in range(3)])
     for _ in range(2):
         cache, _ = open_cache(folder, storage, range(3), limit_bytes=limit)
         assert len(cache) == 0
@@ -67,7 +67,7 @@ def test_the_memo_counts(folder: Path, tmp_path: Path) -> None:
 
 def opened_set(folder: Path, seed: int, images: int = 3, limit_images: int = 10) -> tuple[ImageCache, bool]:
     """A cache of some images of 12 KiB under a bound of so many, and whether it was built for it."""
-    storage = BytesStorage([encoded(picture(100 * seed + number, (64, 64, 3))) for number in range(images)])
+    storage = MemoryStorage([encoded(picture(100 * seed + number, (64, 64, 3))) for number in range(images)])
     storage.location = str(seed)
     cache, decoded = open_cache(folder, storage, range(images), limit_bytes=limit_images * 12288 + 3 * 4400)
     return cache, bool(decoded)

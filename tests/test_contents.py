@@ -10,8 +10,8 @@ import pytest
 
 from datamodules import contents
 from datamodules.contents import ContentMemo
-from datamodules.storage import FileStorage, Storage
-from tests.cached import LONG_AGO_NS, BytesStorage, rewrite
+from datamodules.storage import FileStorage, MemoryStorage, Storage
+from tests.cached import LONG_AGO_NS, rewrite
 
 OLD = [b"first", b"other", b"third"]
 NEW = [b"FIRST", b"OTHER", b"THIRD"]
@@ -47,7 +47,7 @@ def test_digests_are_of_the_contents_in_order(storage: FileStorage, tmp_path: Pa
     rows = np.random.default_rng(0).integers(0, 3, 1000).tolist()
     for _ in range(2):  # read, then remembered
         assert digested(storage, tmp_path / "memo.npy", rows, threads) == expected([OLD[row] for row in rows])
-    assert digested(BytesStorage(OLD), tmp_path / "memo.npy", rows, threads) == expected([OLD[row] for row in rows])
+    assert digested(MemoryStorage(OLD), tmp_path / "memo.npy", rows, threads) == expected([OLD[row] for row in rows])
     assert digested(storage, tmp_path / "memo.npy", []) == b""
 
 

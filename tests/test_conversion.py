@@ -20,7 +20,7 @@ from datamodules.conversion import convert
 from datamodules.storage import FileStorage
 from datamodules.streaming import read_stream
 from datamodules.table import Listing
-from tests.streams import Memory, complaint, pictures, same_images
+from tests.streams import complaint, noise, pictures, same_images
 
 # Conversion
 
@@ -69,7 +69,7 @@ def test_litdata_reads_the_same_images(tmp_path):
 
 
 def test_files_are_converted(tmp_path):
-    images = Memory(20)
+    images = noise(20)
     (tmp_path / "in").mkdir()
     names = [f"{row}.png" for row in range(20)]
     for row, name in enumerate(names):
@@ -112,7 +112,7 @@ def test_the_order_depends_on_the_seed_alone(tmp_path):
 
 def test_sizes_of_chunks(tmp_path):
     listing = pictures(100)
-    listing.storage.images[3] = b"a very large image" * 100_000
+    listing.storage.encoded[3] = b"a very large image" * 100_000
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         convert(listing, str(tmp_path), chunk_megabytes=1)
