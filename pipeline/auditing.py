@@ -17,8 +17,7 @@ from datamodules.audit.inspection import as_rgb
 from datamodules.decode import decode
 from pipeline.data_commands import DataCLI
 from pipeline.exits import FOUND, SUCCESS
-from pipeline.finetuning.features import FeatureStore, extract_features, network_digest
-from pipeline.models.backbones import features
+from pipeline.finetuning.features import task_features
 from pipeline.parsing import BESIDE_FIT, Parser
 from pipeline.progress import Meter, say
 from pipeline.task import ClassificationTask
@@ -90,22 +89,13 @@ def _features(
 ) -> NDArray[np.float32]:
     """Of every image, float32 ``(N, F)``; not finite where it cannot be read."""
     rows = np.flatnonzero(inspection.readable)
-    dataset, network = data.everything(), task.network
-    record = {"backbone": task.hparams["backbone"], "preprocessing": data.preprocessing.to_dict()}
+    dataset = data.everything()
 
     def read_images(wanted: Sequence[int]) -> Iterator[Tensor]:
         return data.plain_batches(dataset, rows[wanted].tolist())
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    task.to(device)
-    found = extract_features(
-        network,
-        lambda images: features(network, task.normalise(images.to(device))),
-        read_images,
-        [inspection.facts[row].digest for row in rows],
-        FeatureStore(folder, network_digest(network), record),
-        progress=progress,
-    )
+    task.to("cuda" if torch.cuda.is_available() else "cpu")
+    found = task_features(task, read_images, [inspection.facts[row].digest for row in rows], folder, progress)
     whole = np.full((len(inspection.facts), found.shape[1]), np.nan, np.float32)
     whole[rows] = found
     return whole

@@ -13,6 +13,7 @@ from pipeline.cli import main
 from pipeline.errors import UserError
 from pipeline.finetuning import ProbeThenFineTune, probe_then_finetune
 from pipeline.finetuning.probe import fit_probe
+from pipeline.models import backbones
 from pipeline.models.backbones import create_backbone, features
 from pipeline.models.weights import preprocessing_record
 from pipeline.task import ClassificationTask
@@ -99,7 +100,7 @@ def test_the_same_images_are_not_looked_at_twice(setting: Setting, monkeypatch: 
     def looks(*_: Any) -> None:
         raise AssertionError("features were computed")
 
-    monkeypatch.setattr(probe_then_finetune, "features", looks)
+    monkeypatch.setattr(backbones, "features", looks)
     again, _, _ = setting.fit()
     assert torch.equal(again.state["linear.weight"], first.state["linear.weight"])
     (setting.images / "red" / "000.png").write_bytes((setting.images / "blue" / "001.png").read_bytes())

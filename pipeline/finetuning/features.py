@@ -5,7 +5,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from safetensors.numpy import load, save
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.models.backbones import head_name
+from pipeline.models import backbones
 
 Floats = NDArray[np.float32]
 
@@ -124,7 +124,7 @@ def network_digest(network: nn.Module) -> str:
     Args:
         network: from :func:`~pipeline.models.backbones.create_backbone`.
     """
-    head = f"{head_name(network)}."
+    head = f"{backbones.head_name(network)}."
     sha = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         if not name.startswith(head):
@@ -188,6 +188,43 @@ def extract_features(
     if done != len(rows):
         raise ValueError(f"expected {len(rows)} images from read_images, found {done}")
     return np.stack([known[digest] for digest in digests]) if digests else np.zeros((0, 0), np.float32)
+
+
+def task_features(
+    task: Any,
+    read_images: Callable[[Sequence[int]], Iterable[Tensor]],
+    digests: Sequence[str],
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+    precision: str = "32-true",
+    computing: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Floats:
+    """Features of images as a task's network sees them, on the device that it is on (see :func:`extract_features`).
+
+    Args:
+        task: a :class:`~pipeline.task.ClassificationTask`.
+        read_images: from row numbers to uint8 (or uint16, float32) images ``(B, C, H, W)``.
+        digests: of each image's content, ``N``.
+        folder: where features are kept.
+        progress: called with how many images are done, and of how many.
+        precision: as the trainer names it; features of another one are others.
+        computing: context in which the network computes in that precision.
+
+    Returns:
+        float32 ``(N, F)``.
+
+    Raises:
+        UserError: the folder cannot be written, or features are not finite.
+    """
+    network, hparams = task.network, task.hparams
+    record = {"backbone": hparams["backbone"], "preprocessing": hparams["preprocessing"], "precision": precision}
+
+    def embed(images: Tensor) -> Tensor:
+        with computing():
+            return backbones.features(network, task.normalise(images.to(task.device)))
+
+    store = FeatureStore(folder, network_digest(network), record)
+    return extract_features(network, embed, read_images, digests, store, progress=progress)
 
 
 @contextmanager

@@ -12,10 +12,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.finetuning.features import FeatureStore, extract_features, network_digest
+from pipeline.finetuning.features import task_features
 from pipeline.finetuning.probe import Probe, fit_probe
 from pipeline.finetuning.strategies import Strategy
-from pipeline.models.backbones import features
 
 
 class PlainImages(Protocol):
@@ -78,24 +77,15 @@ class ProbeThenFineTune(Strategy):
                 "finetuning: expected a datamodule for ProbeThenFineTune, which looks at the training images before "
                 "it trains, found loaders alone; pass datamodule to Trainer.fit, or set finetuning to FullFineTuning."
             )
-        images, hparams = data.plain("train"), task.hparams
-        record = {
-            "backbone": hparams["backbone"],
-            "preprocessing": hparams["preprocessing"],
-            "precision": str(trainer.precision),
-        }
-
-        def embed(images: Tensor) -> Tensor:
-            with trainer.precision_plugin.forward_context():
-                return features(network, task.normalise(images.to(task.device)))
-
-        found = extract_features(
-            network,
-            embed,
+        images = data.plain("train")
+        found = task_features(
+            task,
             partial(data.plain_batches, images),
             data.contents("train", self.folder / "contents.npy"),
-            FeatureStore(self.folder, network_digest(network), record),
-            progress=partial(data.progress, "features"),
+            self.folder,
+            partial(data.progress, "features"),
+            str(trainer.precision),
+            trainer.precision_plugin.forward_context,
         )
         probe = fit_probe(
             torch.from_numpy(found),
@@ -103,7 +93,7 @@ class ProbeThenFineTune(Strategy):
             len(task.classes),
             None if images.weights is None else torch.from_numpy(images.weights),
             _together(data.groups("train")),
-            seed=hparams["seed"],
+            seed=task.hparams["seed"],
         )
         return replace(probe, bias=probe.bias + _offsets(task))
 
