@@ -77,10 +77,6 @@ def brief(
         weights = f"{task.lineage}: {task.load_report}" if task.load_report else "none: training from scratch"
     size, millions = data.preprocessing.size, count_parameters(network) / 1e6
     precision = trainer.precision if precision_reason is None else f"{trainer.precision} ({precision_reason})"
-    rates = [f"{hparams['head_learning_rate']:g} (head)"]
-    frozen = set(strategy.frozen(network))
-    if any(name not in frozen and not name.startswith(f"{task.head}.") for name, _ in network.named_parameters()):
-        rates.insert(0, f"{hparams['learning_rate']:g} (backbone)")
     return [
         f"data       {len(table.paths):,} images in {table.listing.storage.location}",
         f"classes    {len(task.classes)}{', any number an image' if hparams['multi_label'] else ''}: {classes}",
@@ -90,11 +86,21 @@ def brief(
         *([] if task.lineage.origin == "scratch" else [f"licence    {task.lineage.licence_in_words} (of the weights)"]),
         f"finetuning {strategy.describe(network)}",
         *_extras(task),
-        f"training   {trainer.max_epochs} epochs at most, batch size {data.batch_size} x {trainer.world_size}, "
-        f"AdamW at {' and '.join(rates)}, precision {precision}",
+        f"training   {_steps(trainer, task, data, strategy)}, precision {precision}",
         f"monitor    {monitor[0]} ({monitor[1]})",
         "",
     ]
+
+
+def _steps(trainer: Trainer, task: ClassificationTask, data: ImageDataModule, strategy: Strategy) -> str:
+    if not strategy.takes_steps:
+        return "no epochs"
+    hparams, frozen = task.hparams, set(strategy.frozen(task.network))
+    rates = [f"{hparams['head_learning_rate']:g} (head)"]
+    if any(name not in frozen and not name.startswith(f"{task.head}.") for name, _ in task.network.named_parameters()):
+        rates.insert(0, f"{hparams['learning_rate']:g} (backbone)")
+    batches = f"batch size {data.batch_size} x {trainer.world_size}"
+    return f"{trainer.max_epochs} epochs at most, {batches}, AdamW at {' and '.join(rates)}"
 
 
 def _extras(task: ClassificationTask) -> list[str]:

@@ -19,7 +19,7 @@ from pipeline.monitor import MONITORS
 from pipeline.outcome import Evaluated, say_next, track_outcome, write_predictions, write_summary
 from pipeline.progress import EpochLines, say
 from pipeline.resumption import LastCheckpoint
-from pipeline.runs import LAST, RunFolder
+from pipeline.runs import BEST, LAST, RunFolder
 from pipeline.task import ClassificationTask
 from pipeline.tracking.logger import MLflowLogger
 from pipeline.tracking.recorder import DataFacts, RunRecorder
@@ -86,7 +86,7 @@ class Fitting:
         self.collector = PredictionCollector()
         self.best = ModelCheckpoint(
             dirpath=self.folder.path.resolve(),
-            filename="best",
+            filename=Path(BEST).stem,
             monitor=self.monitor,
             mode=MONITORS[self.monitor],
             enable_version_counter=False,
@@ -121,11 +121,17 @@ class Fitting:
                 if (self.folder.path / LAST).is_file():
                     say(f"\nrun folder    {self.folder.path}\nto go on      the same command with --ckpt_path last")
                 raise
-            best = Path(self.best.best_model_path)
+            best = Path(self.best.best_model_path) if self.best.best_model_path else self._keep_only(trainer)
             val = self._calibrate(trainer, task, data, best)
             test = evaluate(trainer, "test", task, data, best, self.collector)
             if trainer.is_global_zero:
                 self._conclude(task, data, best, val, test)
+
+    def _keep_only(self, trainer: Trainer) -> Path:
+        """Of a strategy that takes no steps there is one network, and no epoch to choose."""
+        best = self.folder.path.resolve() / BEST
+        trainer.save_checkpoint(best)
+        return best
 
     def _calibrate(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule, best: Path) -> Evaluated:
         """Fit the temperature of the best checkpoint on the validation images, once; what they say under it."""
@@ -187,5 +193,6 @@ class Fitting:
             logger.log_file(folder / "summary.json")
         val.say(f"best checkpoint by {self.monitor}; its temperature, {summary['temperature']:.2f}, was fitted here")
         test.say(f"best checkpoint by {self.monitor}")
-        say(f"  in {summary['wall_seconds']:.0f} s; training read {summary['images_per_second']:.0f} images/s")
+        read = summary["images_per_second"]
+        say(f"  in {summary['wall_seconds']:.0f} s" + (f"; training read {read:.0f} images/s" if read else ""))
         say_next(folder, best, logger, registered)

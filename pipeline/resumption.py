@@ -33,7 +33,8 @@ class LastCheckpoint(Checkpoint):
         self._asked = False
         self._previous: Any = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not before: what comes earlier (a head is solved) can be stopped at any moment, and is begun again.
         self._asked = False
         if threading.current_thread() is threading.main_thread():  # elsewhere, signals cannot be handled
             self._previous = signal.signal(signal.SIGINT, self._on_signal)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from datamodules import ImageFolderDataModule
 from pipeline.cli import main
 from pipeline.errors import UserError
-from pipeline.finetuning import ProbeThenFineTune, probe_then_finetune
+from pipeline.finetuning import ProbeThenFineTune, solving
 from pipeline.finetuning.probe import fit_probe
 from pipeline.models import backbones
 from pipeline.models.backbones import create_backbone, features
@@ -130,7 +130,7 @@ def test_groups_are_held_out_together_and_images_without_one_alone(
         seen.append(arguments[4])
         return fit_probe(*arguments, **settings)
 
-    monkeypatch.setattr(probe_then_finetune, "fit_probe", watched)
+    monkeypatch.setattr(solving, "fit_probe", watched)
     _, _, data = setting.fit()
     count = len(data.plain("train"))
     groups = [" " if row % 3 else "p1" for row in range(count)]
@@ -155,7 +155,7 @@ def test_a_checkpoint_keeps_its_head(
     def looks(*_: Any) -> None:
         raise AssertionError("the head was solved again")
 
-    monkeypatch.setattr(probe_then_finetune, "fit_probe", looks)
+    monkeypatch.setattr(solving, "fit_probe", looks)
     assert main(["fit", *arguments, f"--ckpt_path={folder / 'last.ckpt'}", "--trainer.max_epochs=2"]) == 0
 
 
@@ -165,7 +165,7 @@ def test_it_needs_a_linear_head_and_a_datamodule(setting: Setting) -> None:
     task = ClassificationTask(["a", "b"], record, "resnet20")
     task.network.linear = torch.nn.Sequential(task.network.linear)
     with pytest.raises(UserError, match="expected a network whose head is linear for ProbeThenFineTune, found Seq"):
-        strategy._solve(Trainer(accelerator="cpu", logger=False), task)
+        solving.solve_head(Trainer(accelerator="cpu", logger=False), task, strategy.folder, "ProbeThenFineTune")
     task = ClassificationTask(["a", "b"], record, "resnet20")
     trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, callbacks=[strategy], enable_checkpointing=False)
     batch = {"image": torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "target": torch.tensor([0, 1])}

@@ -1,6 +1,8 @@
 """How a network is trained: strategies, parameter groups and schedules."""
 
+from pipeline.finetuning.full_fine_tuning import FullFineTuning
+from pipeline.finetuning.linear_probe import LinearProbe
 from pipeline.finetuning.probe_then_finetune import ProbeThenFineTune
-from pipeline.finetuning.strategies import FullFineTuning, LinearProbe, Strategy
+from pipeline.finetuning.strategy import Strategy
 
 __all__ = ["FullFineTuning", "LinearProbe", "ProbeThenFineTune", "Strategy"]

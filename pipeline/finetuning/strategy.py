@@ -1,4 +1,4 @@
-"""What of a pretrained network is trained: strategies, chosen by the ``finetuning`` setting."""
+"""What every strategy shares: a part of the network that is frozen, and proof that it did not move."""
 
 from abc import ABC, abstractmethod
 
@@ -6,7 +6,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from pipeline.finetuning.freezing import freeze, frozen_digest, frozen_tensors, hold_still
-from pipeline.models.backbones import depth_groups
 
 
 class Strategy(Callback, ABC):
@@ -20,6 +19,8 @@ class Strategy(Callback, ABC):
 
     #: Whether it makes no sense without pretrained weights.
     needs_weights = False
+    #: Whether there is anything to do for an optimizer.
+    takes_steps = True
 
     @abstractmethod
     def frozen(self, network: nn.Module) -> list[str]:
@@ -45,19 +46,3 @@ class Strategy(Callback, ABC):
         if frozen_digest(pl_module.network) != self._before:  # type: ignore[arg-type]
             count = len(frozen_tensors(pl_module.network))  # type: ignore[arg-type]
             raise RuntimeError(f"{type(self).__name__} froze {count} tensors, and training has changed some of them.")
-
-
-class FullFineTuning(Strategy):
-    """All parameters are trained."""
-
-    def frozen(self, network: nn.Module) -> list[str]:
-        return []
-
-
-class LinearProbe(Strategy):
-    """Only the head is trained, on the features of a frozen backbone: the baseline that fine-tuning has to beat."""
-
-    needs_weights = True
-
-    def frozen(self, network: nn.Module) -> list[str]:
-        return [name for group in depth_groups(network)[:-1] for name in group]

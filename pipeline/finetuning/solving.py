@@ -1,0 +1,127 @@
+"""A head that is solved, not trained: on features of the training images, under the network as it stands."""
+
+import os
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+from pipeline.finetuning.features import task_features
+from pipeline.finetuning.probe import Probe, fit_probe
+from pipeline.finetuning.strategy import Strategy
+
+
+class PlainImages(Protocol):
+    """What is asked of a datamodule (:class:`~datamodules.base.ImageDataModule` has it)."""
+
+    progress: Any
+
+    def plain(self, split: str) -> Any: ...
+    def plain_batches(self, dataset: Any, indices: Sequence[int]) -> Iterator[Tensor]: ...
+    def contents(self, split: str, memo: Path) -> list[str]: ...
+    def groups(self, split: str) -> list[str] | None: ...
+
+
+class SolvedHead(Strategy):
+    """Puts the best linear classifier of the features in the head's place before the first step.
+
+    The features are those of the training images as evaluation prepares them, under the network as it was loaded; they
+    are kept on disk, and a later run with the same images and weights computes none. A run that goes on from a
+    checkpoint keeps the head that it finds there.
+
+    Args:
+        features: folder where features are kept; none: below ``~/.cache``.
+
+    Raises:
+        UserError: the head is not linear, or there is no datamodule to take images from.
+    """
+
+    needs_weights = True
+
+    def __init__(self, features: str | None = None) -> None:
+        home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "transfer-pipeline" / "features"
+        self.folder = (home if features is None else Path(features)).expanduser()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if trainer.ckpt_path is not None:
+            return
+        name = type(self).__name__
+        # One process solves it, so that all of them start with the same bits.
+        probe = trainer.strategy.broadcast(
+            solve_head(trainer, pl_module, self.folder, name) if trainer.is_global_zero else None
+        )
+        assert probe is not None
+        head = pl_module.network.get_submodule(pl_module.head)  # type: ignore[union-attr,arg-type]
+        with torch.no_grad():
+            head.weight.copy_(probe.weight)  # type: ignore[operator]
+            head.bias.copy_(probe.bias)  # type: ignore[operator]
+
+
+def solve_head(trainer: Trainer, task: Any, folder: Path, strategy: str) -> Probe:
+    """The best linear classifier of the training images' features.
+
+    Args:
+        trainer: whose datamodule has the images, and whose precision the network computes in.
+        task: a :class:`~pipeline.task.ClassificationTask`.
+        folder: where features are kept.
+        strategy: who asks, for the message.
+
+    Raises:
+        UserError: the head is not linear, or there is no datamodule.
+    """
+    network: nn.Module = task.network
+    if not isinstance(network.get_submodule(task.head), nn.Linear):
+        raise UserError(
+            f"finetuning: expected a network whose head is linear for {strategy}, found "
+            f"{type(network.get_submodule(task.head)).__name__} in '{task.hparams['backbone']}'; set finetuning to "
+            "FullFineTuning."
+        )
+    data: PlainImages | None = trainer.datamodule  # type: ignore[attr-defined]
+    if data is None:
+        raise UserError(
+            f"finetuning: expected a datamodule for {strategy}, which looks at the training images before it trains, "
+            "found loaders alone; pass datamodule to Trainer.fit, or set finetuning to FullFineTuning."
+        )
+    images = data.plain("train")
+    found = task_features(
+        task,
+        partial(data.plain_batches, images),
+        data.contents("train", folder / "contents.npy"),
+        folder,
+        partial(data.progress, "features"),
+        str(trainer.precision),
+        trainer.precision_plugin.forward_context,
+    )
+    probe = fit_probe(
+        torch.from_numpy(found),
+        torch.from_numpy(images.targets),
+        len(task.classes),
+        None if images.weights is None else torch.from_numpy(images.weights),
+        _together(data.groups("train")),
+        seed=task.hparams["seed"],
+    )
+    return replace(probe, bias=probe.bias + _offsets(task))
+
+
+def _together(groups: list[str] | None) -> list[Hashable] | None:
+    """What is held out together; an image without a group stands alone."""
+    return None if groups is None else [group.strip() or number for number, group in enumerate(groups)]
+
+
+def _offsets(task: Any) -> Tensor:
+    """What training towards other shares of the classes adds to their logits, ``(C,)`` or ``(1,)``.
+
+    Classes that weigh ``w`` times as much have ``w`` times the odds.
+    """
+    objective = task.objective
+    offsets: Tensor = objective.class_weights.log() - objective.adjustment
+    if task.hparams["imbalance"] == "balanced_sampling" and not task.hparams["multi_label"]:
+        offsets = offsets - torch.tensor(task.class_shares, device=offsets.device).log()
+    return offsets.cpu()

@@ -1,0 +1,123 @@
+"""A linear probe is solved, not trained: one pass over the images, a frozen backbone, one checkpoint."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
+
+from pipeline.cli import main
+from pipeline.finetuning import probe, solving
+from pipeline.models import backbones
+from pipeline.models.backbones import create_backbone
+from pipeline.task import ClassificationTask
+from tests.support import COLOURS, fast, write_images
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(1)
+    save_file(create_backbone("resnet20", 10).state_dict(), tmp_path / "weights.safetensors")
+    write_images(tmp_path / "images", per_class=16)
+    found = [*fast(tmp_path / "images"), "--model.backbone=resnet20", f"--model.weights={tmp_path}/weights.safetensors"]
+    return ["fit", *found, "--finetuning=LinearProbe", f"--finetuning.features={tmp_path}/features"]
+
+
+def run_folders() -> list[Path]:
+    return sorted(Path("runs").iterdir())
+
+
+def network_of(folder: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(folder / "best.ckpt", weights_only=True)["state_dict"]
+    return {name: value for name, value in state.items() if name.startswith("network.")}
+
+
+def test_each_image_passes_the_network_once_and_the_backbone_stays(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[int] = []
+    real = backbones.features
+    monkeypatch.setattr(
+        backbones, "features", lambda network, images: (seen.append(len(images)), real(network, images))[1]
+    )
+    stepped = []
+    monkeypatch.setattr(ClassificationTask, "training_step", lambda *_: stepped.append(1))
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "the head is solved on features of the frozen backbone, without epochs" in out
+    assert "training   no epochs" in out
+    assert "images/s" not in out
+    (folder,) = run_folders()
+    assert stepped == []
+    trained_on = sum(row.split(",")[2] == "train" for row in (folder / "split.csv").read_text().splitlines())
+    assert len(seen) == -(-trained_on // 32)  # batches, the last one filled up
+    found = network_of(folder)
+    loaded = load_file("weights.safetensors")
+    moved = [name for name, value in found.items() if not torch.equal(value, loaded[name.removeprefix("network.")])]
+    assert moved == ["network.linear.weight", "network.linear.bias"]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["metrics"]["test/accuracy"]["value"] == 1.0
+    content = torch.load(folder / "best.ckpt", weights_only=True)
+    assert summary["temperature"] == round(float(content["state_dict"]["temperature"]), 4) != 1.0
+
+
+def test_it_answers_as_the_same_regression_in_scikit_learn(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: dict[str, Any] = {}
+
+    def noted(features: torch.Tensor, targets: torch.Tensor, *others: Any, **settings: Any) -> probe.Probe:
+        kept["x"], kept["y"] = features.numpy(), targets.numpy()
+        kept["probe"] = probe.fit_probe(features, targets, *others, **settings)
+        return kept["probe"]
+
+    monkeypatch.setattr(solving, "fit_probe", noted)
+    assert main([*arguments, "--trainer.logger=false"]) == 0
+    mean, deviation = kept["x"].mean(0), kept["x"].std(0)
+    told = deviation > 1e-6 * deviation.max()
+    scaled = (kept["x"][:, told] - mean[told]) / deviation[told]
+    strength = 1 / (kept["probe"].penalty * len(scaled))
+    reference = LogisticRegression(C=strength, max_iter=5000, tol=1e-8).fit(scaled, kept["y"])
+    found = network_of(run_folders()[0])
+    weight, bias = found["network.linear.weight"].numpy(), found["network.linear.bias"].numpy()
+    logits = kept["x"] @ weight.T + bias
+    ours = np.exp(logits - logits.max(1, keepdims=True))
+    np.testing.assert_allclose(ours / ours.sum(1, keepdims=True), reference.predict_proba(scaled), atol=2e-3)
+    assert sorted(COLOURS) == json.loads((run_folders()[0] / "summary.json").read_text())["classes"]
+
+
+def test_an_interruption_while_features_are_computed_stops_at_once_and_what_is_done_is_kept(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = solving.fit_probe
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(solving, "fit_probe", stopped)
+    assert main([*arguments, "--trainer.logger=false"]) == 130
+    assert not (run_folders()[0] / "best.ckpt").exists()
+    monkeypatch.setattr(solving, "fit_probe", real)
+
+    def looks(*_: Any) -> None:
+        raise AssertionError("features were computed again")
+
+    monkeypatch.setattr(backbones, "features", looks)
+    assert main([*arguments, "--trainer.logger=false"]) == 0
+    assert (run_folders()[-1] / "best.ckpt").is_file()
+
+
+def test_the_checkpoint_answers_the_same_when_tested_again(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--trainer.logger=false"]) == 0
+    (folder,) = run_folders()
+    summary = json.loads((folder / "summary.json").read_text())
+    capsys.readouterr()
+    assert main(["test", f"--config={folder / 'config.yaml'}", f"--ckpt_path={folder / 'best.ckpt'}"]) == 0
+    assert f"log loss  {summary['metrics']['test/log_loss']['value']:.4f}" in capsys.readouterr().out
