@@ -369,7 +369,7 @@ def against_best(standing: Standing, cases: Sequence[str], target: float | None 
             is_met, wanted = 100 * mean.value >= target, f"at least +{target}"
         else:  # with one seed there is no interval, and nothing is shown
             is_met, wanted = counted > 1 and 100 * (mean.value + mean.half) >= -BEHIND, f"not all below -{BEHIND}"
-        lines.append(f"  {verdict(is_met)}  {mean.points('+')} points of accuracy, {counted} seeds ({wanted})")
+        lines.append(f"  {verdict(is_met)}  {mean.points('+')} points of accuracy, n = {counted} ({wanted})")
         told = f"{ratio:.2f} of its seconds"
         lines.append(f"  {verdict(ratio <= SLOWER)}  {told} (at most {SLOWER})" if target is None else f"  {told}")
     return lines
@@ -415,7 +415,8 @@ def main() -> None:
         ]
         failed = run_all(workplace, work, file)
     shown = [result for result in read_results(file) if result["case"] in arguments.cases]
-    print(report([result for result in shown if arguments.seeds is None or result["seed"] in arguments.seeds]))
+    shown = [result for result in shown if arguments.seeds is None or result["seed"] in arguments.seeds]
+    print(report(shown) if shown else f"no results in {file}")
     if not arguments.report and failed:
         sys.exit(f"{failed} failed")
 

@@ -3,6 +3,9 @@
 SGD at 1e-3 with momentum 0.9, a tenth of the rate after every 7 epochs, batches of 4, cross-entropy, everything is
 trained (https://docs.pytorch.org/tutorials/beginner/transfer_learning_tutorial.html). The tutorial keeps the epoch
 that was best on its validation images; here these are trained on, too, and the last epoch is kept.
+
+Its small batches cost it much with 20 images a class: in batches of 32 it recognised 64.4 % of the trash of seed 0, in
+batches of 4 44.8 %.
 """
 
 from common import WORKERS, Images, pretrained, read_job, standard_training, train_epoch, write_answers
