@@ -23,10 +23,12 @@ from datamodules.record import measured_record, resolve_record
 from datamodules.sampling import EpochSampler, class_balance
 from datamodules.storage import FileStorage, Storage
 from datamodules.table import ImageTable, Listing, list_images
-from datamodules.transforms import Augmentation
+from datamodules.transforms import Augmentation, Orientation
 
 Imbalance = Literal["none", "balanced_sampling", "weighted_loss", "logit_adjustment"]
 Loader = TypeVar("Loader", bound=ImageLoader)
+
+_BATCH_SIZE = 32
 
 
 class ImageDataModule(LightningDataModule):
@@ -41,13 +43,16 @@ class ImageDataModule(LightningDataModule):
 
     Args:
         root: folder of the data.
-        batch_size: images in a batch, on each device.
+        batch_size: images in a batch, on each device; ``auto``: 32.
         image_size: side of the network's square input in pixels, at least 32; ``auto``: what the weights were
             trained with.
         crop_fraction: share of the short side that evaluation keeps, in (0, 1]; ``auto``: as the weights ask for.
             Set 1.0 where the subject fills the picture.
+        train_size: side of the images that are trained on, in pixels; ``auto``: as ``image_size``.
         train_transforms: augmentation of training images: ``light``, ``standard``, ``strong``, ``trivial_augment``, or
             a list of albumentations transforms, without normalisation.
+        orientation: how those named augmentations turn images: ``upright``: not at all; ``mirrored``: left to right;
+            ``flipped``: upside down, too; ``any``: by quarter turns, too; ``auto``: ``mirrored``.
         channels: of the images. Other than 3, or of another dtype than uint8, every image must have them (TIFF or NPY,
             16-bit PNG); their mean and standard deviation are then measured on training images.
         dtype: of the images' values: ``uint8``, ``uint16`` or ``float32``.
@@ -80,10 +85,12 @@ class ImageDataModule(LightningDataModule):
     def __init__(
         self,
         root: str | None = None,
-        batch_size: int = 32,
+        batch_size: int | Literal["auto"] = "auto",
         image_size: int | Literal["auto"] = "auto",
         crop_fraction: float | Literal["auto"] = "auto",
+        train_size: int | Literal["auto"] = "auto",
         train_transforms: str | list[A.BasicTransform | A.BaseCompose] = "standard",
+        orientation: Orientation | Literal["auto"] = "auto",
         channels: int = 3,
         dtype: Literal["uint8", "uint16", "float32"] = "uint8",
         val_fraction: float = 0.15,
@@ -104,7 +111,8 @@ class ImageDataModule(LightningDataModule):
         predict_path: str | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 2:
+        self.batch_size = _BATCH_SIZE if batch_size == "auto" else batch_size
+        if self.batch_size < 2:
             raise DataError(f"data.batch_size: expected at least 2 (batch normalisation compares), found {batch_size}.")
         for name, value in (("num_workers", num_workers), ("split_seed", split_seed), ("seed", seed)):
             if value != "auto" and value < 0:
@@ -114,7 +122,6 @@ class ImageDataModule(LightningDataModule):
         if not cache_gigabytes > 0:
             raise DataError(f"data.cache_gigabytes: expected more than 0, found {cache_gigabytes}.")
         self.root = root
-        self.batch_size = batch_size
         self.division = Division(val_fraction, test_fraction, split_seed, fold, split_file, group_pattern)
         self.imbalance = imbalance
         self.unreadable = unreadable
@@ -132,7 +139,13 @@ class ImageDataModule(LightningDataModule):
         if (channels, dtype) != (record["channels"], record.get("dtype", "uint8")):
             record = measured_record(record, channels, dtype, self._channel_statistics)
         self.preprocessing = Preprocessing.from_dict(record)
-        self.augmentation = Augmentation(train_transforms, self.preprocessing)
+        if train_size != "auto" and train_size < 32:
+            raise DataError(f"data.train_size: expected at least 32 pixels, found {train_size}.")
+        size, turned = (
+            (None if train_size == "auto" else train_size),
+            "mirrored" if orientation == "auto" else orientation,
+        )
+        self.augmentation = Augmentation(train_transforms, self.preprocessing, size, turned)
         #: Told what takes long: its name, how much is done, of how many.
         self.progress: Callable[[str, int, int], None] = lambda *_: None
         #: Images that are left out because they cannot be read, with the reason, by split and row.
@@ -199,11 +212,11 @@ class ImageDataModule(LightningDataModule):
         groups = None if self._is_unlabelled(split) else self.table.listing.groups
         return None if groups is None else [groups[row] for row in self._rows(split)]
 
-    def contents(self, split: str, memo: Path) -> list[str]:
-        """A digest of each encoded image of a split; files that are as ``memo`` noted them are not read again."""
+    def contents(self, split: str, memo: Path, indices: Any = slice(None)) -> list[str]:
+        """A digest of each encoded image (or some) of a split; files that are as ``memo`` noted them are not read."""
         memo.parent.mkdir(parents=True, exist_ok=True)
         known = ContentMemo(memo)
-        joined = known.digests(self._storage(split), self._rows(split).tolist(), usable_cores())
+        joined = known.digests(self._storage(split), self._rows(split)[indices].tolist(), usable_cores())
         known.save()
         return [joined[start : start + DIGEST_SIZE].hex() for start in range(0, len(joined), DIGEST_SIZE)]
 

@@ -6,7 +6,8 @@ is refused.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any, Literal, TypeAlias
 
 import albumentations as A
 import cv2
@@ -47,20 +48,25 @@ class TrivialAugment(A.ImageOnlyTransform):
         return np.ascontiguousarray(out.numpy().transpose(1, 2, 0))
 
 
-def _light() -> list[Transform]:
-    return [A.HorizontalFlip(p=0.5)]
+Orientation = Literal["upright", "mirrored", "flipped", "any"]
+#: What a picture may be turned into and still show the same: nothing else; its mirror image; that and both of them
+#: upside down; or any of the eight pictures that quarter turns and mirrors make of a square.
+ORIENTATIONS: dict[Orientation, Callable[[], list[Transform]]] = {
+    "upright": list,
+    "mirrored": lambda: [A.HorizontalFlip(p=0.5)],
+    "flipped": lambda: [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)],
+    "any": lambda: [A.D4(p=1.0)],
+}
 
 
 def _standard() -> list[Transform]:
     return [
-        A.HorizontalFlip(p=0.5),
         A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.02, 0.02), p=0.8),
     ]
 
 
 def _strong() -> list[Transform]:
     return [
-        A.HorizontalFlip(p=0.5),
         A.Affine(rotate=(-15, 15), shear=(-10, 10), border_mode=cv2.BORDER_REFLECT_101, p=0.5),
         A.ColorJitter(brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=(-0.05, 0.05), p=0.8),
         A.GaussianBlur(blur_limit=(3, 5), p=0.1),
@@ -68,16 +74,12 @@ def _strong() -> list[Transform]:
     ]
 
 
-def _trivial_augment() -> list[Transform]:
-    return [A.HorizontalFlip(p=0.5), TrivialAugment()]
-
-
-#: Name to the smallest crop's share of the area, and what follows the crop.
+#: Name to the smallest crop's share of the area, and what follows the crop and the turn.
 PRESETS: dict[str, tuple[float, Callable[[], list[Transform]]]] = {
-    "light": (0.5, _light),
+    "light": (0.5, list),
     "standard": (0.25, _standard),
     "strong": (0.1, _strong),
-    "trivial_augment": (0.25, _trivial_augment),
+    "trivial_augment": (0.25, lambda: [TrivialAugment()]),
 }
 
 # What the task does on the device, from the weights' own record.
@@ -95,13 +97,23 @@ class Augmentation:
 
     Args:
         transforms: ``light``, ``standard``, ``strong``, ``trivial_augment``, or albumentations transforms in order.
-        preprocessing: of the network; presets crop to its size, and what comes out in another size is fitted to it.
+        preprocessing: of the network.
+        size: of the images that come out, in pixels; presets crop to it, and what comes out in another size is fitted
+            to it; none: that of the preprocessing.
+        orientation: how presets turn images (see :data:`ORIENTATIONS`).
 
     Raises:
         DataError: an unknown preset, or a transform that normalises, makes tensors or takes no such images.
     """
 
-    def __init__(self, transforms: str | Sequence[Transform], preprocessing: Preprocessing) -> None:
+    def __init__(
+        self,
+        transforms: str | Sequence[Transform],
+        preprocessing: Preprocessing,
+        size: int | None = None,
+        orientation: Orientation = "mirrored",
+    ) -> None:
+        preprocessing = preprocessing if size is None else replace(preprocessing, size=size)
         self.preprocessing = preprocessing
         #: The crop in front, or None.
         self.crop: RandomResizedCrop | None = None
@@ -114,7 +126,8 @@ class Augmentation:
                 )
             smallest, others = PRESETS[transforms]
             self.crop = RandomResizedCrop(preprocessing.size, preprocessing.size, (smallest, 1.0))
-            rest = [transform for transform in others() if rgb or not isinstance(transform, _COLOURS)]
+            wanted = [*ORIENTATIONS[orientation](), *others()]
+            rest = [transform for transform in wanted if rgb or not isinstance(transform, _COLOURS)]
         else:
             rest = list(transforms)
             if rest and (crop := _leading_crop(rest[0])) is not None:

@@ -17,6 +17,12 @@ def add_seed(parser: LightningArgumentParser) -> None:
 def add_arguments(parser: LightningArgumentParser) -> None:
     """Everything else, defaults, and links."""
     parser.add_argument(
+        "--budget",
+        type=str | None,
+        default=None,
+        help="fit: time for the whole run, such as 90s, 5m or 1h30m; none: as long as it takes",
+    )
+    parser.add_argument(
         "--monitor",
         type=str,
         default="auto",
@@ -49,12 +55,10 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     )
     parser.add_argument("--quiet", action="store_true", help="plain lines instead of a progress bar")
     parser.add_class_arguments(MLflowLogger, "logger", skip={"run_name", "run_id"}, instantiate=False)
-    parser.add_lightning_class_args(Strategy, "finetuning", subclass_mode=True)
+    parser.add_lightning_class_args(Strategy, "finetuning", subclass_mode=True, required=False)
     parser.set_defaults(
         {
             "data": {"class_path": "datamodules.ImageFolderDataModule"},
-            "finetuning": {"class_path": "pipeline.finetuning.FullFineTuning"},
-            "trainer.max_epochs": 10,
             "trainer.log_every_n_steps": 10,
             "trainer.num_sanity_val_steps": 0,  # the data is checked before, and the first epoch is soon over
         }

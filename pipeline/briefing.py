@@ -8,6 +8,8 @@ from datamodules import ImageDataModule
 from datamodules.splits import SPLITS
 from pipeline.finetuning import Strategy
 from pipeline.models.summary import count_parameters
+from pipeline.planning.duration import in_words
+from pipeline.planning.plan import Plan
 from pipeline.task import ClassificationTask
 
 _MOST_CLASSES = 12
@@ -46,7 +48,7 @@ def brief(
     data: ImageDataModule,
     strategy: Strategy,
     monitor: tuple[str, str],
-    precision_reason: str | None,
+    plan: Plan,
     checkpoint: Path | None,
 ) -> list[str]:
     """Lines on data, network, weights and training.
@@ -57,7 +59,7 @@ def brief(
         data: to train on.
         strategy: what is trained.
         monitor: the metric that picks the best checkpoint, and why.
-        precision_reason: why the precision was picked; None where a person set it.
+        plan: what was chosen, and why.
         checkpoint: to go on from, or None.
     """
     table, hparams, network = data.table, task.hparams, task.network
@@ -76,7 +78,6 @@ def brief(
     else:
         weights = f"{task.lineage}: {task.load_report}" if task.load_report else "none: training from scratch"
     size, millions = data.preprocessing.size, count_parameters(network) / 1e6
-    precision = trainer.precision if precision_reason is None else f"{trainer.precision} ({precision_reason})"
     return [
         f"data       {len(table.paths):,} images in {table.listing.storage.location}",
         f"classes    {len(task.classes)}{', any number an image' if hparams['multi_label'] else ''}: {classes}",
@@ -86,10 +87,18 @@ def brief(
         *([] if task.lineage.origin == "scratch" else [f"licence    {task.lineage.licence_in_words} (of the weights)"]),
         f"finetuning {strategy.describe(network)}",
         *_extras(task),
-        f"training   {_steps(trainer, task, data, strategy)}, precision {precision}",
+        f"training   {_steps(trainer, task, data, strategy)}, precision {trainer.precision}",
         f"monitor    {monitor[0]} ({monitor[1]})",
+        *_planned(plan),
         "",
     ]
+
+
+def _planned(plan: Plan) -> list[str]:
+    if not plan.choices:
+        return []
+    within = "" if plan.seconds is None else f"; expected to take {in_words(plan.seconds)}"
+    return ["", f"plan{within}", *plan.lines()]
 
 
 def _steps(trainer: Trainer, task: ClassificationTask, data: ImageDataModule, strategy: Strategy) -> str:

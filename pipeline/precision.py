@@ -1,10 +1,24 @@
 """Which numbers training computes with."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
 
 Precision = Literal["32-true", "bf16-mixed"]
+
+_HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def computing(precision: str, device: str) -> AbstractContextManager[object]:
+    """The context in which a network computes in a mixed precision of the trainer; none for the others.
+
+    Args:
+        precision: as the trainer names it.
+        device: ``cpu``, ``cuda`` ...
+    """
+    dtype = _HALF.get(precision)
+    return nullcontext() if dtype is None else torch.autocast(device, dtype=dtype, cache_enabled=False)
 
 
 def pick_precision(accelerator: str) -> tuple[Precision, str]:

@@ -19,6 +19,7 @@ RUNS = Path("runs")
 BEST = "best.ckpt"
 LAST = "last.ckpt"
 CONFIG = "config.yaml"
+PLAN = "plan.json"
 SPLIT = "split.csv"
 PREDICTIONS = "predictions.csv"
 SUMMARY = "summary.json"
@@ -57,13 +58,17 @@ class RunFolder(Callback):
 
     Args:
         path: of the folder.
-        config: the resolved configuration in YAML.
+        asked: the configuration in YAML as it was given, by which the run is found again.
+        config: the same with everything in it that was chosen.
+        plan: what was chosen and why, in JSON.
         split: a manifest of the images: path, label, split and more, one a row.
     """
 
-    def __init__(self, path: Path, config: str, split: Sequence[dict[str, str]]) -> None:
+    def __init__(self, path: Path, asked: str, config: str, plan: str, split: Sequence[dict[str, str]]) -> None:
         self.path = path
+        self.asked = asked
         self.config = config
+        self.plan = plan
         self.split = split
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -74,6 +79,7 @@ class RunFolder(Callback):
         if trainer.is_global_zero:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / CONFIG).write_text(self.config, encoding="utf-8")
+            (self.path / PLAN).write_text(self.plan + "\n", encoding="utf-8")
             with (self.path / SPLIT).open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, list(self.split[0]))
                 writer.writeheader()
@@ -86,7 +92,7 @@ class RunFolder(Callback):
         Args:
             tracking: ``run_id``, ``experiment_id`` and ``tracking_uri``; empty where the run is not tracked.
         """
-        identity = {**tracking, "config_digest": config_digest(self.config)}
+        identity = {**tracking, "config_digest": config_digest(self.asked)}
         (self.path / _IDENTITY).write_text(json.dumps(identity, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -94,7 +100,7 @@ def find_resumable(config: str, runs: Path = RUNS) -> tuple[Path, dict[str, Any]
     """The newest unfinished run with this configuration.
 
     Args:
-        config: the resolved configuration in YAML.
+        config: the configuration in YAML, as it is given.
         runs: folder of run folders.
 
     Returns:

@@ -78,10 +78,10 @@ def check_settings(settings: Any) -> None:
     trainer = settings.trainer
     if settings.patience < 1:
         raise UserError(f"patience: expected at least 1 epoch, found {settings.patience}.")
-    if trainer.max_epochs is None or trainer.max_epochs < 1:
+    if trainer.max_epochs is not None and trainer.max_epochs < 1:
         raise UserError(
             f"trainer.max_epochs: expected at least 1 (the learning rate falls to zero at the last), found "
-            f"{trainer.max_epochs}; set a number."
+            f"{trainer.max_epochs}; set a number, or leave it out."
         )
     for name, harmless in _WHOLE_DATA.items():
         if trainer[name] not in harmless:

@@ -62,7 +62,8 @@ class ClassificationTask(LightningModule):
         mixing: of the images of a training batch: ``mixup``, ``cutmix``, or ``either`` of them for each batch.
         mixing_alpha: strength of the mixing, above 0; ``auto``: 0.2 for mixup, 1.0 for CutMix.
         test_time_augmentation: views of an image whose probabilities are averaged in evaluation and in the registered
-            model: ``flip``: as it is and mirrored; ``flips``: mirrored left to right, top to bottom, and both, too.
+            model: ``flip``: as it is and mirrored; ``flips``: mirrored left to right, top to bottom, and both, too;
+            ``auto``: none.
         multi_label: whether an image may have several classes; follows the data.
         imbalance: what is done for rare classes (see :class:`~pipeline.objective.Objective`); follows ``imbalance`` on
             the command line.
@@ -98,7 +99,7 @@ class ClassificationTask(LightningModule):
         dropout: float = 0.0,
         mixing: Kind = "none",
         mixing_alpha: float | Literal["auto"] = "auto",
-        test_time_augmentation: Literal["none", "flip", "flips"] = "none",
+        test_time_augmentation: Literal["auto", "none", "flip", "flips"] = "auto",
         multi_label: bool = False,
         imbalance: Imbalance = "none",
         class_shares: list[float] | None = None,
@@ -139,6 +140,7 @@ class ClassificationTask(LightningModule):
         self.save_hyperparameters(ignore=["weights", "weights_fallback", "class_shares"], logger=False)
         self.hparams["learning_rate"] = learning_rate
         self.hparams["head_learning_rate"] = head_learning_rate
+        self.hparams["test_time_augmentation"] = "none" if test_time_augmentation == "auto" else test_time_augmentation
         self.head = head_name(network)
         self.network = network.to(memory_format=torch.channels_last)
         self.classes = list(classes)

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from datamodules import ImageDataModule
 from datamodules.preprocessing import Preprocessing
@@ -26,11 +28,12 @@ from pipeline.models.files import LINEAGE, read_facts
 from pipeline.models.sources import REGISTRY
 from pipeline.models.weights import Lineage, preprocessing_record
 from pipeline.monitor import choose_monitor
-from pipeline.precision import pick_precision
+from pipeline.planning.plan import Plan
+from pipeline.planning.session import plan_fit
 from pipeline.progress import LeftOutLine, Meter, ProgressBar, say, warn_scratch
 from pipeline.provenance import code_revision
 from pipeline.registry.weights import registered_weights
-from pipeline.runs import LAST, PREDICTIONS, RUNS, RunFolder, find_resumable, new_run_name, require_folder
+from pipeline.runs import LAST, PLAN, PREDICTIONS, RUNS, RunFolder, find_resumable, new_run_name, require_folder
 from pipeline.settings import SUBCOMMANDS, check_settings, refuse_following
 from pipeline.task import ClassificationTask
 from pipeline.tracking.logger import MLflowLogger
@@ -53,6 +56,7 @@ class TransferCLI(LightningCLI):
         self.checkpoint: Path | None = None
         self.resumed: dict[str, Any] | None = None
         self.lineage: Lineage | None = None
+        self.plan = Plan(())
         self._scratch = tempfile.TemporaryDirectory(prefix="transfer-pipeline-")
         strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
@@ -92,8 +96,21 @@ class TransferCLI(LightningCLI):
         self.config_text = self._parser(self.subcommand).dump(settings)
         if self.subcommand == "fit":
             self._prepare_fit()
+            self.plan = self.make_plan()
+            self.plan.apply(settings)
+            self._require_epochs()
         else:
             self._take_from_checkpoint()
+            settings.finetuning = Namespace(class_path="pipeline.finetuning.FullFineTuning", init_args=Namespace())
+
+    def make_plan(self) -> Plan:
+        """Choose what is open in the settings; a run that goes on keeps what was chosen for it."""
+        if self.checkpoint is not None and (earlier := self.checkpoint.parent / PLAN).is_file():
+            return Plan.read(earlier).taken_over(self.settings)
+        # What is drawn here must not change what is drawn later: the same settings, written out, make the same run.
+        with isolate_rng():
+            made = self._parser("fit").instantiate_classes(self.settings)
+            return plan_fit(self.settings, made.data, made.model, self.started)
 
     def _prepare_fit(self) -> None:
         require_folder(RUNS)
@@ -112,18 +129,12 @@ class TransferCLI(LightningCLI):
             self.checkpoint = folder / LAST
         else:
             self.checkpoint = existing_checkpoint(self.ckpt_path, in_folder=LAST)
-        content, settings = read_checkpoint(self.checkpoint), self.settings
+        content = read_checkpoint(self.checkpoint)
         hparams = content["hyper_parameters"]
         if model.backbone != hparams["backbone"]:
             raise UserError(
                 f"--ckpt_path: expected a checkpoint of model.backbone '{model.backbone}', found one of "
                 f"'{hparams['backbone']}' in '{self.checkpoint}'; set model.backbone to it."
-            )
-        # A run that was interrupted when all was trained still has its tests before it.
-        if not self.resumed and is_trained_to_the_end(content, settings.trainer.max_epochs):
-            raise UserError(
-                f"--ckpt_path: expected a checkpoint with less than trainer.max_epochs={settings.trainer.max_epochs} "
-                f"epochs behind it, found '{self.checkpoint}' done with them; raise trainer.max_epochs, or use `test`."
             )
         # Weights start a run; this one goes on from a checkpoint, which also says how its images were prepared.
         model.weights = None
@@ -132,6 +143,20 @@ class TransferCLI(LightningCLI):
         for name in ("learning_rate", "head_learning_rate"):
             if model[name] == "auto":
                 model[name] = hparams[name]
+
+    def _require_epochs(self) -> None:
+        epochs = self.settings.trainer.max_epochs
+        # A run that was interrupted when all was trained still has its tests before it.
+        if (
+            self.checkpoint is None
+            or self.resumed
+            or not is_trained_to_the_end(read_checkpoint(self.checkpoint), epochs)
+        ):
+            return
+        raise UserError(
+            f"--ckpt_path: expected a checkpoint with less than trainer.max_epochs={epochs} epochs behind it, found "
+            f"'{self.checkpoint}' done with them; raise trainer.max_epochs, or use `test`."
+        )
 
     def _take_from_checkpoint(self) -> None:
         """Evaluation takes the network, its classes and its preprocessing from the checkpoint."""
@@ -165,8 +190,6 @@ class TransferCLI(LightningCLI):
             callbacks = [LeftOutLine(self.datamodule), *self.fitting.callbacks]
             if self.fitting.logger is not None:
                 kwargs["logger"] = self.fitting.logger
-            if settings.trainer.precision is None:
-                kwargs["precision"] = self.precision[0]
         else:
             self.collector = PredictionCollector()
             callbacks = [LeftOutLine(self.datamodule), self.collector]
@@ -190,7 +213,6 @@ class TransferCLI(LightningCLI):
         folder = self.checkpoint.parent if self.resumed and self.checkpoint else RUNS / new_run_name()
         table = data.table
         self.monitor = choose_monitor(settings.monitor, table.counts("train"), data.multi_label)
-        self.precision = pick_precision(str(settings.trainer.accelerator))
         logger = None
         if settings.trainer.logger in (None, True):
             where = {
@@ -220,7 +242,13 @@ class TransferCLI(LightningCLI):
             tags["resumed_from"] = str(self.checkpoint)
         counts = {split: dict(table.counts(split)) for split in SPLITS}
         return Fitting(
-            folder=RunFolder(folder, self.config_text, table.named_rows()),
+            folder=RunFolder(
+                folder,
+                self.config_text,
+                self.plan.written_into(self.config_text),
+                self.plan.to_json(),
+                table.named_rows(),
+            ),
             monitor=self.monitor[0],
             patience=settings.patience,
             logger=logger,
@@ -249,8 +277,7 @@ class TransferCLI(LightningCLI):
                 f"finetuning: expected pretrained weights for {type(self.strategy).__name__} to build on, found random "
                 "ones; set model.weights, or finetuning to FullFineTuning."
             )
-        reason = None if self.settings.trainer.precision else self.precision[1]
-        for line in brief(self.trainer, model, datamodule, self.strategy, self.monitor, reason, self.checkpoint):
+        for line in brief(self.trainer, model, datamodule, self.strategy, self.monitor, self.plan, self.checkpoint):
             say(line)
         self.fitting.run(self.trainer, model, datamodule, self.checkpoint)
 

@@ -198,6 +198,7 @@ def task_features(
     progress: Callable[[int, int], None] | None = None,
     precision: str = "32-true",
     computing: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    turn: tuple[str, Callable[[Tensor], Tensor]] | None = None,
 ) -> Floats:
     """Features of images as a task's network sees them, on the device that it is on (see :func:`extract_features`).
 
@@ -209,6 +210,7 @@ def task_features(
         progress: called with how many images are done, and of how many.
         precision: as the trainer names it; features of another one are others.
         computing: context in which the network computes in that precision.
+        turn: what is done to images ``(B, C, H, W)`` before the network sees them, and what that is called.
 
     Returns:
         float32 ``(N, F)``.
@@ -218,10 +220,13 @@ def task_features(
     """
     network, hparams = task.network, task.hparams
     record = {"backbone": hparams["backbone"], "preprocessing": hparams["preprocessing"], "precision": precision}
+    if turn is not None:
+        record["turn"] = turn[0]
 
     def embed(images: Tensor) -> Tensor:
         with computing():
-            return backbones.features(network, task.normalise(images.to(task.device)))
+            moved = images.to(task.device)
+            return backbones.features(network, task.normalise(moved if turn is None else turn[1](moved)))
 
     store = FeatureStore(folder, network_digest(network), record)
     return extract_features(network, embed, read_images, digests, store, progress=progress)

@@ -1,9 +1,25 @@
 """Parameter groups and the learning-rate schedule."""
 
 import math
+import statistics
 from typing import Any
 
 from torch import nn
+
+
+def weight_scale(network: nn.Module, head: str) -> float:
+    """Root mean square of the weights of a layer, the median over the layers below the head.
+
+    Args:
+        network: with its weights loaded.
+        head: name of the classifier inside the network, such as ``fc``.
+    """
+    scales = [
+        float(parameter.detach().square().mean().sqrt())
+        for name, parameter in network.named_parameters()
+        if parameter.ndim > 1 and not name.startswith(f"{head}.")
+    ]
+    return statistics.median(scales) if scales else 1.0
 
 
 def parameter_groups(

@@ -78,7 +78,7 @@ def fit_probe(
     problem = _Problem((features - mean) / deviation, truth, multi_label=targets.ndim == 2)
     losses: dict[float, float] = {}
     penalty = sorted(penalties)[len(penalties) // 2]
-    folds = _folds(truth, together, seed) if len(penalties) > 1 else None
+    folds = deal_folds(truth, together, seed) if len(penalties) > 1 else None
     if folds is not None:
         losses = _held_out_losses(problem, share, folds, penalties)
         penalty = min(losses, key=lambda tried: losses[tried])
@@ -87,8 +87,17 @@ def fit_probe(
     return Probe(weight, solved[-1] - weight @ mean, penalty, losses)
 
 
-def _folds(truth: Tensor, together: Sequence[Hashable] | None, seed: int) -> Tensor | None:
-    """The fold of each image, -1 for those that are not compared; None: too little to hold anything out."""
+def deal_folds(truth: Tensor, together: Sequence[Hashable] | None, seed: int) -> Tensor | None:
+    """Cut images into up to five folds, by class and by group.
+
+    Args:
+        truth: of each image and class, 0 or 1, ``(N, C)``.
+        together: images that share a value come into one fold; none: each on its own.
+        seed: of the draw.
+
+    Returns:
+        The fold of each image, int64 ``(N,)``, -1 for those beyond 2,000; None: too little to hold anything out.
+    """
     rows = torch.randperm(len(truth), generator=torch.Generator().manual_seed(seed))[:_COMPARED].sort().values
     rarest = torch.where(truth[rows] > 0, truth.sum(0), torch.inf).argmin(1)
     unit = rows.tolist() if together is None else [together[row] for row in rows.tolist()]

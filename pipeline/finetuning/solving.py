@@ -45,8 +45,7 @@ class SolvedHead(Strategy):
     needs_weights = True
 
     def __init__(self, features: str | None = None) -> None:
-        home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "transfer-pipeline" / "features"
-        self.folder = (home if features is None else Path(features)).expanduser()
+        self.folder = feature_folder() if features is None else Path(features).expanduser()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -62,6 +61,12 @@ class SolvedHead(Strategy):
         with torch.no_grad():
             head.weight.copy_(probe.weight)  # type: ignore[operator]
             head.bias.copy_(probe.bias)  # type: ignore[operator]
+
+
+def feature_folder() -> Path:
+    """Where features are kept, unless a person names another folder."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
+    return (home / "transfer-pipeline" / "features").expanduser()
 
 
 def solve_head(trainer: Trainer, task: Any, folder: Path, strategy: str) -> Probe:
@@ -89,7 +94,7 @@ def solve_head(trainer: Trainer, task: Any, folder: Path, strategy: str) -> Prob
             f"finetuning: expected a datamodule for {strategy}, which looks at the training images before it trains, "
             "found loaders alone; pass datamodule to Trainer.fit, or set finetuning to FullFineTuning."
         )
-    images = data.plain("train")
+    images, groups = data.plain("train"), data.groups("train")
     found = task_features(
         task,
         partial(data.plain_batches, images),
@@ -104,15 +109,15 @@ def solve_head(trainer: Trainer, task: Any, folder: Path, strategy: str) -> Prob
         torch.from_numpy(images.targets),
         len(task.classes),
         None if images.weights is None else torch.from_numpy(images.weights),
-        _together(data.groups("train")),
+        None if groups is None else held_out_together(groups),
         seed=task.hparams["seed"],
     )
     return replace(probe, bias=probe.bias + _offsets(task))
 
 
-def _together(groups: list[str] | None) -> list[Hashable] | None:
-    """What is held out together; an image without a group stands alone."""
-    return None if groups is None else [group.strip() or number for number, group in enumerate(groups)]
+def held_out_together(groups: Sequence[str]) -> list[Hashable]:
+    """What images share that are held out together; an image without a group stands alone."""
+    return [group.strip() or number for number, group in enumerate(groups)]
 
 
 def _offsets(task: Any) -> Tensor:

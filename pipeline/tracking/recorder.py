@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from pipeline.runs import CONFIG, SPLIT, RunFolder
+from pipeline.runs import CONFIG, PLAN, SPLIT, RunFolder
 from pipeline.tracking.logger import MLflowLogger
 
 _RATES_EVERY = 10  # optimizer steps
@@ -58,7 +58,7 @@ class RunRecorder(Callback):
         logger.set_tags({**self.tags, "mlflow.source.git.commit": self.tags["code_revision"]})
         logger.set_tags({"skipped_images": str(len(self.data.left_out()))})
         logger.log_dataset(self.data.name, self.data.digest, str(self.data.root), json.dumps(self.data.counts))
-        for name in (CONFIG, SPLIT):
+        for name in (CONFIG, PLAN, SPLIT):
             logger.log_file(self.folder.path / name)
         self.folder.write_identity(self.identity)
 

@@ -1,0 +1,114 @@
+"""What choices are made from."""
+
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from datamodules import ImageDataModule
+from pipeline.finetuning.optimization import weight_scale
+from pipeline.models.backbones import TIMM
+from pipeline.task import ClassificationTask
+
+_LOOKED_AT = 32  # images whose size is read
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known before training.
+
+    Attributes:
+        images: that train.
+        validated: that validate.
+        tested: that test.
+        classes: their number.
+        fewest: training images of the rarest class.
+        most: training images of the most frequent class.
+        multi_label: whether an image may have several classes.
+        short_side: median short side of the images, in pixels.
+        weights_size: side in pixels of what the weights were trained with.
+        fixed_size: whether the network takes no other.
+        pretrained: whether there are weights to build on.
+        linear_head: whether the classifier is one linear layer.
+        step_scale: root mean square of the backbone's weights, the median over its layers.
+        device: ``cpu``, ``cuda`` or another kind.
+        devices: that train together.
+    """
+
+    images: int
+    validated: int
+    tested: int
+    classes: int
+    fewest: int
+    most: int
+    multi_label: bool
+    short_side: int
+    weights_size: int
+    fixed_size: bool
+    pretrained: bool
+    linear_head: bool
+    step_scale: float
+    device: str
+    devices: int
+
+
+def gather_facts(data: ImageDataModule, task: ClassificationTask, weights_size: int, trainer: Any) -> Facts:
+    """Look at the data and the network; a few images are opened.
+
+    Args:
+        data: in no stage yet.
+        task: with its weights loaded.
+        weights_size: what the weights' own record says.
+        trainer: its settings.
+    """
+    device = "cuda" if trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+    table, network = data.table, task.network
+    counts = table.counts("train")
+    of_classes = [counts[name] for name in data.classes]
+    return Facts(
+        images=len(table.rows("train")),
+        validated=len(table.rows("val")),
+        tested=len(table.rows("test")),
+        classes=len(data.classes),
+        fewest=min(of_classes),
+        most=max(of_classes),
+        multi_label=data.multi_label,
+        short_side=_short_side(data),
+        weights_size=weights_size,
+        fixed_size=_takes_one_size(task),
+        pretrained=task.load_report is not None,
+        linear_head=isinstance(network.get_submodule(task.head), nn.Linear),
+        step_scale=weight_scale(network, task.head),
+        device=device,
+        devices=_devices(trainer.devices, device) * int(trainer.num_nodes),
+    )
+
+
+def _devices(given: Any, device: str) -> int:
+    if isinstance(given, list):
+        return len(given)
+    if str(given) in ("auto", "-1"):
+        return torch.cuda.device_count() if device == "cuda" else 1
+    return len(given.split(",")) if isinstance(given, str) and "," in given else int(given)
+
+
+def _takes_one_size(task: ClassificationTask) -> bool:
+    # Our own networks average over whatever comes; timm says which of its own do not.
+    if not task.hparams["backbone"].startswith(TIMM):
+        return False
+    return bool(task.network.pretrained_cfg.get("fixed_input_size", False))  # type: ignore[union-attr,operator]
+
+
+def _short_side(data: ImageDataModule) -> int:
+    images = data.plain("train")
+    sides = []
+    for index in np.unique(np.linspace(0, len(images) - 1, min(_LOOKED_AT, len(images))).astype(int)):
+        try:
+            picture = images.open(int(index))
+        except OSError:  # whether that is an error is settled later, with all such images named
+            continue
+        sides.append(min(picture.height, picture.width))
+    return int(statistics.median(sides)) if sides else data.preprocessing.size

@@ -1,0 +1,160 @@
+"""Going through the open settings in order, each chosen from the facts and what was chosen before."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jsonargparse import Namespace
+
+from datamodules import ImageDataModule
+from pipeline.finetuning.features import task_features
+from pipeline.finetuning.solving import feature_folder, held_out_together
+from pipeline.planning import rules
+from pipeline.planning.budget import Budget, Fitted
+from pipeline.planning.facts import Facts
+from pipeline.planning.orientation import TURNS, Recognised, try_turns
+from pipeline.planning.plan import OPEN, Choice, Plan
+from pipeline.planning.rules import Ruled
+from pipeline.planning.timing import measure_pace
+from pipeline.precision import computing
+from pipeline.task import ClassificationTask
+
+TRAIN_SIZE, IMAGE_SIZE, CROP = (f"data.init_args.{name}" for name in ("train_size", "image_size", "crop_fraction"))
+EPOCHS = "trainer.max_epochs"
+_TURNED = 400  # images that are tried in other orientations
+_EXPECTED_VIEWS = 2  # of an image in evaluation
+_SIZES = (96, 128, 160, 192, 224)  # tried where there is a budget
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What a plan is tried on: a datamodule and a task that nobody trains.
+
+    Attributes:
+        data: in no stage.
+        task: with its weights loaded.
+        precision: of the training, as the trainer names it.
+        seed: of the run.
+    """
+
+    data: ImageDataModule
+    task: ClassificationTask
+    precision: str
+    seed: int
+
+
+class Planner:
+    """Chooses what is open in the settings of ``fit``.
+
+    Args:
+        settings: the configuration of ``fit``; it is not changed.
+        facts: on data, weights and machine.
+        bench: to try things on.
+    """
+
+    def __init__(self, settings: Any, facts: Facts, bench: Workbench) -> None:
+        self.settings = settings
+        self.facts = facts
+        self.bench = bench
+        self.choices: dict[str, Choice] = {}
+
+    def plan(self, seconds: float | None, started: float, precision: tuple[str, str]) -> Plan:
+        """Choose everything that is open.
+
+        Args:
+            seconds: that the whole run may take; none: as long as it takes, and nothing is measured in time.
+            started: ``time.perf_counter()`` when the program started.
+            precision: of the training, and why.
+
+        Raises:
+            UserError: there is too little time, or features cannot be computed or kept.
+        """
+        facts = self.facts
+        strategy, size, passes = rules.strategy(facts), rules.train_size(facts), rules.epochs(facts)
+        expected = None
+        if seconds is not None:
+            fitted = self._fit(seconds, started, strategy, size, passes)
+            strategy, size, passes = rules.in_time(fitted, seconds, strategy, size, passes)
+            expected = fitted.seconds
+        self._settle("trainer.precision", Ruled(*precision))
+        chosen = self._settle("finetuning", strategy)["class_path"].rpartition(".")[2]
+        trained = self._settle(TRAIN_SIZE, size)
+        self._settle(IMAGE_SIZE, rules.image_size(facts, trained))
+        self._settle(CROP, rules.crop_fraction(facts))
+        self._settle("data.init_args.batch_size", rules.batch_size(facts))
+        orientation = self._settle("data.init_args.orientation", self._orientation)
+        if chosen != "LinearProbe":
+            self._settle(EPOCHS, passes)
+            rate = self._settle("model.learning_rate", rules.learning_rate(facts))
+            solved = chosen == "ProbeThenFineTune"
+            self._settle("model.head_learning_rate", rules.head_learning_rate(facts, rate, solved))
+        self._settle("model.test_time_augmentation", rules.test_time_augmentation(orientation))
+        return Plan(tuple(self.choices.values()), expected)
+
+    def _fit(self, seconds: float, started: float, strategy: Ruled, size: Ruled, passes: Ruled) -> Fitted:
+        """What fits into the time, of what is not set."""
+        bench = self.bench
+        sizes = [size.value] if self.facts.fixed_size else sorted({*_SIZES, size.value})
+        sizes = [tried for tried in sizes if tried <= max(size.value, self.facts.weights_size)]
+        if self.settings[TRAIN_SIZE] not in OPEN:
+            sizes = [self.settings[TRAIN_SIZE]]
+        both = [(tried, rules.image_size(self.facts, tried).value) for tried in sizes]
+        precision = partial(computing, bench.precision, self.facts.device)
+        pace = measure_pace(bench.task, bench.data, size.value, rules.batch_size(self.facts).value, precision)
+        budget = Budget(seconds, time.perf_counter() - started, pace, self.facts, _EXPECTED_VIEWS)
+        solved = strategy.value == rules.strategy_of("ProbeThenFineTune")
+        return budget.fit(both, passes.value, size.value, solved)
+
+    def _settle(self, setting: str, ruled: Ruled | Callable[[], Ruled]) -> Any:
+        """The value that is set, or what the rule says."""
+        given = self.settings.get(setting)
+        if given not in OPEN:
+            value = given.as_dict() if isinstance(given, Namespace) else given
+            self.choices[setting] = Choice(setting, value, by_user=True)
+            return value
+        found = ruled() if callable(ruled) else ruled
+        self.choices[setting] = Choice(setting, *found)
+        return found.value
+
+    def _orientation(self) -> Ruled:
+        facts = self.facts
+        if not facts.pretrained or facts.multi_label or facts.images > rules.MOST_SOLVED:
+            return Ruled("mirrored", "what is common for photographs; not tried here")
+        recognised = self._try_turns()
+        if recognised is None:
+            return Ruled("mirrored", "what is common for photographs; too few images to try it")
+        return Ruled(recognised.orientation, recognised.in_words())
+
+    def _try_turns(self) -> Recognised | None:
+        bench = self.bench
+        data, task = bench.data, bench.task
+        size, crop = (self.choices[name].value for name in (IMAGE_SIZE, CROP))
+        data.preprocessing = replace(data.preprocessing, size=size, crop=crop)
+        task.hparams["preprocessing"] = data.preprocessing.to_dict()
+        task.to("cuda" if self.facts.device == "cuda" else "cpu")
+        images, folder = data.plain("train"), feature_folder()
+        chosen = np.sort(np.random.default_rng(bench.seed).permutation(len(images))[:_TURNED])
+        digests = data.contents("train", folder / "contents.npy", chosen)
+
+        def read_images(rows: Sequence[int]) -> Any:
+            return data.plain_batches(images, chosen[list(rows)].tolist())
+
+        features = {
+            turn: task_features(
+                task,
+                read_images,
+                digests,
+                folder,
+                partial(data.progress, "features"),
+                bench.precision,
+                partial(computing, bench.precision, self.facts.device),
+                None if turn is None else TURNS[turn],
+            )
+            for turn in (None, *TURNS)
+        }
+        groups = data.groups("train")
+        together = None if groups is None else [held_out_together(groups)[row] for row in chosen]
+        return try_turns(features, images.targets[chosen], self.facts.classes, together, bench.seed)

@@ -1,0 +1,149 @@
+"""The rules: from what is known to what is chosen, each with its reason and where it was found.
+
+``docs/defaults.md`` has the measurements. A rule is a function of :class:`~pipeline.planning.facts.Facts` and of
+earlier choices, and gives a value, a reason, and a source.
+"""
+
+from typing import Any, NamedTuple
+
+from pipeline.planning.budget import Fitted
+from pipeline.planning.duration import in_words
+from pipeline.planning.facts import Facts
+
+MEASURED = "docs/defaults.md"
+
+#: Beyond this many training images a fresh head has found its place before the first epoch is over, and a pass over all
+#: of them to solve it costs as much as that epoch.
+MOST_SOLVED = 20_000
+
+_STRIDE = 32  # of the networks: other sizes are cut off at the border
+_CPU_SIZE = 160
+# What evaluation sees is larger than what is trained on, because random crops show things enlarged (Touvron et al.).
+_ENLARGED = 1.2
+_LEAST_EPOCHS, _MOST_EPOCHS = 3, 30
+_PASSES = 2_000  # of images, beyond the least epochs
+_SCRATCH_EPOCHS = 10
+_STEPS_AN_EPOCH = 8
+_SMALLEST_BATCH, _LARGEST_BATCH = 8, 32
+_RELATIVE_STEP = 5e-3  # of the weights' own scale
+
+
+class Ruled(NamedTuple):
+    """What a rule says."""
+
+    value: Any
+    reason: str
+    source: str = ""
+
+
+def strategy(facts: Facts) -> Ruled:
+    """How the network is trained."""
+    if not facts.pretrained:
+        return Ruled(strategy_of("FullFineTuning"), "there are no pretrained weights to build on")
+    if not facts.linear_head:
+        return Ruled(strategy_of("FullFineTuning"), "the network's head is not linear, and cannot be solved")
+    if facts.images > MOST_SOLVED:
+        return Ruled(
+            strategy_of("FullFineTuning"),
+            f"with {facts.images:,} training images a fresh head is soon as good as a solved one",
+        )
+    return Ruled(
+        strategy_of("ProbeThenFineTune"),
+        "a head that fits before the first step spares the features",
+        "Kumar et al. 2022, arXiv:2202.10054",
+    )
+
+
+def train_size(facts: Facts) -> Ruled:
+    """Side of the images that are trained on."""
+    if facts.fixed_size:
+        return Ruled(facts.weights_size, "the network takes no other size")
+    most = facts.weights_size if facts.device != "cpu" or not facts.pretrained else min(_CPU_SIZE, facts.weights_size)
+    own = max(_STRIDE, -(-facts.short_side // _STRIDE) * _STRIDE)
+    if own < most:
+        return Ruled(own, f"the images have {facts.short_side} px, and enlarging them costs time alone", MEASURED)
+    if most < facts.weights_size:
+        return Ruled(most, "on a processor the time is better spent on more epochs than on more pixels", MEASURED)
+    return Ruled(most, "what the weights were trained with")
+
+
+def in_time(fitted: Fitted, seconds: float, strategy: Ruled, size: Ruled, passes: Ruled) -> tuple[Ruled, Ruled, Ruled]:
+    """Strategy, size of training images and epochs, where there is a budget."""
+    within = f"what fits into {in_words(seconds)}, as measured on this machine"
+    if fitted.epochs == 0:
+        strategy = Ruled(strategy_of("LinearProbe"), f"{in_words(seconds)} are not enough to train the backbone")
+    if fitted.train_size != size.value:
+        size = Ruled(fitted.train_size, within)
+    if fitted.epochs != passes.value:
+        passes = Ruled(fitted.epochs, within)
+    return strategy, size, passes
+
+
+def image_size(facts: Facts, trained: int) -> Ruled:
+    """Side of the images that are evaluated and served."""
+    if facts.fixed_size or not facts.pretrained:
+        return Ruled(trained, "as in training")
+    size = round(trained * _ENLARGED / _STRIDE) * _STRIDE
+    return Ruled(
+        max(size, trained),
+        f"random crops of {trained} px show things enlarged; whole images need more pixels to show them as large",
+        "Touvron et al. 2019, arXiv:1906.06423",
+    )
+
+
+def crop_fraction(facts: Facts) -> Ruled:
+    """Share of the short side that evaluation keeps."""
+    return Ruled(1.0, "the subject may reach to the border", MEASURED)
+
+
+def batch_size(facts: Facts) -> Ruled:
+    """Images a step, on each device."""
+    size = _LARGEST_BATCH
+    while size > _SMALLEST_BATCH and facts.images // (size * facts.devices) < _STEPS_AN_EPOCH:
+        size //= 2
+    if size == _LARGEST_BATCH:
+        return Ruled(size, "enough for batch normalisation, small enough for many steps")
+    return Ruled(size, f"so that {facts.images:,} images make at least {_STEPS_AN_EPOCH} steps an epoch", MEASURED)
+
+
+def epochs(facts: Facts) -> Ruled:
+    """Passes over the training images."""
+    if not facts.pretrained:
+        return Ruled(_SCRATCH_EPOCHS, "from scratch; more of them would help")
+    number = min(_MOST_EPOCHS, _LEAST_EPOCHS + round(_PASSES / facts.images))
+    return Ruled(
+        number, f"few images need more passes: {_LEAST_EPOCHS} + {_PASSES:,} / {facts.images:,} images", MEASURED
+    )
+
+
+def learning_rate(facts: Facts) -> Ruled:
+    """Of the backbone."""
+    if not facts.pretrained:
+        return Ruled(1e-3, "from scratch there is nothing to keep")
+    rate = float(f"{_RELATIVE_STEP * facts.step_scale:.2g}")
+    return Ruled(
+        rate,
+        f"{_RELATIVE_STEP:g} of the weights' own scale, {facts.step_scale:.2g}: a step of Adam is about its rate",
+        "after Shazeer and Stern 2018, arXiv:1804.04235, section 8",
+    )
+
+
+def head_learning_rate(facts: Facts, backbone: float, solved: bool) -> Ruled:
+    """Of the classifier."""
+    if solved:
+        return Ruled(backbone, "the solved head is where it should be, and moves with the features")
+    if not facts.pretrained:
+        return Ruled(backbone, "as the backbone, from scratch")
+    return Ruled(10 * backbone, "a fresh head has everything to learn")
+
+
+def test_time_augmentation(orientation: str) -> Ruled:
+    """Views of an image that are averaged in evaluation and in the registered model."""
+    if orientation == "upright":
+        return Ruled("none", "images must not be turned")
+    return Ruled("flip", "an image and its mirror image, which takes twice as long where it is served", MEASURED)
+
+
+def strategy_of(name: str) -> dict[str, Any]:
+    """A strategy of ours, as the settings name it."""
+    return {"class_path": f"pipeline.finetuning.{name}"}
