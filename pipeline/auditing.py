@@ -15,12 +15,12 @@ from datamodules.audit import Inspection, audit, findings, inspect, write_report
 from datamodules.audit.audit import Augmented
 from datamodules.audit.inspection import as_rgb
 from datamodules.decode import decode
-from pipeline.data_commands import DataCLI
 from pipeline.exits import FOUND, SUCCESS
 from pipeline.finetuning.features import task_features
 from pipeline.parsing import BESIDE_FIT, Parser
 from pipeline.progress import Meter, say
 from pipeline.task import ClassificationTask
+from pipeline.untrained import UntrainedCLI
 
 Progress = Callable[[int, int], None]
 
@@ -52,7 +52,7 @@ def run_audit(arguments: Sequence[str], terminal: bool, started: float) -> int:
         "--strict", action="store_true", help="end with exit code 3 where images are unreadable or cross the splits"
     )
     own, others = parser.parse_known_args(arguments)
-    cli = DataCLI(["fit", *others, "--model.weights_fallback=scratch"], terminal, started)
+    cli = UntrainedCLI(["fit", *others, "--model.weights_fallback=scratch"], terminal, started)
     data, task, meter = cli.datamodule, cli.model, Meter(terminal)
     table, record = data.table, data.preprocessing
     read = partial(decode, channels=record.channels, dtype=record.dtype)

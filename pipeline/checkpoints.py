@@ -11,6 +11,8 @@ from pipeline.runs import BEST, newest_checkpoint
 
 #: Under which a checkpoint keeps the temperature of its probabilities, and notes that it was fitted.
 TEMPERATURE, CALIBRATED = "temperature", "calibrated"
+#: Under which it notes how far it lies from where training began, as a share of the way to where it ended.
+INTERPOLATED = "interpolated"
 
 
 def existing_checkpoint(given: str | None, in_folder: str = BEST) -> Path:
@@ -64,6 +66,25 @@ def calibrate_checkpoint(path: Path, temperature: float) -> None:
     content = read_checkpoint(path)
     content["state_dict"][TEMPERATURE] = torch.tensor(temperature)
     content[CALIBRATED] = True
+    _write(content, path)
+
+
+def interpolate_checkpoint(last: Path, best: Path, state: dict[str, Any], share: float) -> None:
+    """Write a checkpoint as the last one, with other tensors in its network; ``best`` is whole at any moment.
+
+    Args:
+        last: checkpoint to copy.
+        best: file to write.
+        state: tensors to put in their places.
+        share: noted as :data:`INTERPOLATED`.
+    """
+    content = read_checkpoint(last)
+    content["state_dict"] = {**content["state_dict"], **state}
+    content[INTERPOLATED] = share
+    _write(content, best)
+
+
+def _write(content: dict[str, Any], path: Path) -> None:
     unfinished = path.with_suffix(".part")
     torch.save(content, unfinished)
     unfinished.replace(path)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from pipeline.errors import UserError, near_matches
 from pipeline.exits import FAILURE, INTERRUPTED, SUCCESS, USAGE
-from pipeline.settings import DATA_COMMANDS, LISTINGS, SUBCOMMANDS
+from pipeline.settings import LISTINGS, SUBCOMMANDS, UNTRAINED
 
 HELP = """usage: python -m pipeline <subcommand> [--config FILE] [--<setting> VALUE ...]
 
@@ -25,6 +25,7 @@ Fine-tune a pretrained ResNet on your own labelled images.
   test           metrics of a checkpoint on the test images
   predict        a CSV of predictions for a folder of images
   audit          what is wrong with the data: duplicates, leaks, unreadable files, wrong labels; --strict
+  plan           what fit would choose, and why: sizes, epochs, rates; --budget 5m, --to plan.yaml
   crossvalidate  fit once for each of --folds parts, and test on all images together
   convert        put the data into chunks for streaming, --to FOLDER or s3://...
   backbones      the residual networks: layers, parameters, multiply-adds
@@ -80,18 +81,18 @@ def _run(arguments: list[str], started: float) -> int:
 
         run_listing(arguments)
         return SUCCESS
-    if arguments[0] not in (*SUBCOMMANDS, *DATA_COMMANDS):
-        known = (*SUBCOMMANDS, *DATA_COMMANDS, *LISTINGS)
+    if arguments[0] not in (*SUBCOMMANDS, *UNTRAINED):
+        known = (*SUBCOMMANDS, *UNTRAINED, *LISTINGS)
         raise UserError(
             f"expected a subcommand ({', '.join(known)}) first, found '{arguments[0]}'; "
             f"{near_matches(arguments[0], known)}see python -m pipeline --help."
         )
-    from pipeline.data_commands import run_data_command
     from pipeline.transfer_cli import TransferCLI
+    from pipeline.untrained import run_untrained
 
     _hush()  # after the import: Lightning sets its loggers up then
-    if arguments[0] in DATA_COMMANDS:
-        return run_data_command(arguments, sys.stdout.isatty(), started)
+    if arguments[0] in UNTRAINED:
+        return run_untrained(arguments, sys.stdout.isatty(), started)
     TransferCLI(arguments, terminal=sys.stdout.isatty(), started=started)
     return SUCCESS
 

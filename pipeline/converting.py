@@ -6,9 +6,9 @@ from dataclasses import replace
 from datamodules.checking import name_unreadable, unreadable_images
 from datamodules.conversion import convert
 from datamodules.errors import DataError
-from pipeline.data_commands import DataCLI
 from pipeline.parsing import BESIDE_FIT, Parser
 from pipeline.progress import Meter, say
+from pipeline.untrained import UntrainedCLI
 
 
 def run_convert(arguments: Sequence[str], terminal: bool, started: float) -> int:
@@ -33,7 +33,9 @@ def run_convert(arguments: Sequence[str], terminal: bool, started: float) -> int
     parser.add_argument("--chunk_megabytes", type=int, default=64, help="size of a chunk; default: 64")
     own, others = parser.parse_known_args(arguments)
     # The network is not needed, nor its weights, which may be out of reach.
-    data = DataCLI(["fit", *others, "--model.weights=null", "--model.backbone=resnet18"], terminal, started).datamodule
+    data = UntrainedCLI(
+        ["fit", *others, "--model.weights=null", "--model.backbone=resnet18"], terminal, started
+    ).datamodule
     listing, meter = data.table.listing, Meter(terminal)
     reasons = unreadable_images(data.everything(), lambda done, total: meter("trying", done, total))
     if reasons and data.unreadable == "error":

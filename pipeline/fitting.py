@@ -15,11 +15,13 @@ from datamodules import ImageDataModule
 from pipeline.checkpoints import CALIBRATED, calibrate_checkpoint, read_checkpoint
 from pipeline.evaluation.calibration import fit_temperature, tempered
 from pipeline.evaluation.predictions import PredictionCollector
+from pipeline.finetuning.interpolation import StartingPoint
+from pipeline.finishing import interpolated_checkpoint
 from pipeline.monitor import MONITORS
 from pipeline.outcome import Evaluated, say_next, track_outcome, write_predictions, write_summary
 from pipeline.progress import EpochLines, say
 from pipeline.resumption import LastCheckpoint
-from pipeline.runs import BEST, LAST, RunFolder
+from pipeline.runs import BEST, LAST, START, RunFolder
 from pipeline.task import ClassificationTask
 from pipeline.tracking.logger import MLflowLogger
 from pipeline.tracking.recorder import DataFacts, RunRecorder
@@ -71,6 +73,8 @@ class Fitting:
         tags: of the run.
         data_facts: what is told of the data.
         started: ``time.perf_counter()`` when the program started.
+        interpolates: whether the best checkpoint is chosen between the start and the end of the training, and not
+            among its epochs.
     """
 
     folder: RunFolder
@@ -81,6 +85,7 @@ class Fitting:
     tags: dict[str, str]
     data_facts: DataFacts
     started: float
+    interpolates: bool = False
 
     def __post_init__(self) -> None:
         self.collector = PredictionCollector()
@@ -91,6 +96,7 @@ class Fitting:
             mode=MONITORS[self.monitor],
             enable_version_counter=False,
         )
+        self.start = StartingPoint(lambda: self.folder.path / START)
         self.epochs = EpochLines(self.best)
 
     @property
@@ -100,7 +106,8 @@ class Fitting:
         if self.logger is not None:
             callbacks.append(RunRecorder(self.logger, self.folder, self.data_facts, self.tags))
         stopping = EarlyStopping(self.monitor, mode=MONITORS[self.monitor], patience=self.patience)
-        return [*callbacks, self.collector, self.epochs, stopping, self.best, LastCheckpoint(self.folder)]
+        keeping = [self.start] if self.interpolates else []
+        return [*callbacks, self.collector, self.epochs, stopping, self.best, *keeping, LastCheckpoint(self.folder)]
 
     def run(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule, checkpoint: Path | None) -> None:
         """Do it.
@@ -121,17 +128,24 @@ class Fitting:
                 if (self.folder.path / LAST).is_file():
                     say(f"\nrun folder    {self.folder.path}\nto go on      the same command with --ckpt_path last")
                 raise
-            best = Path(self.best.best_model_path) if self.best.best_model_path else self._keep_only(trainer)
+            best, how = self._choose(trainer, task, data)
             val = self._calibrate(trainer, task, data, best)
             test = evaluate(trainer, "test", task, data, best, self.collector)
             if trainer.is_global_zero:
-                self._conclude(task, data, best, val, test)
+                self._conclude(task, data, best, how, val, test)
+                self.start.file.unlink(missing_ok=True)
 
-    def _keep_only(self, trainer: Trainer) -> Path:
-        """Of a strategy that takes no steps there is one network, and no epoch to choose."""
+    def _choose(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule) -> tuple[Path, str]:
+        """The best checkpoint, and in words how it was chosen."""
+        if self.start.file.is_file():
+            best, share = interpolated_checkpoint(trainer, task, data, self.folder.path, self.start)
+            return best, f"{share:.0%} of the way from the solved head to the last epoch, chosen by log loss here"
+        if self.best.best_model_path:
+            return Path(self.best.best_model_path), f"best checkpoint by {self.monitor}"
+        # A strategy that takes no steps leaves one network, and no epoch to choose.
         best = self.folder.path.resolve() / BEST
         trainer.save_checkpoint(best)
-        return best
+        return best, "the only checkpoint"
 
     def _calibrate(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule, best: Path) -> Evaluated:
         """Fit the temperature of the best checkpoint on the validation images, once; what they say under it."""
@@ -148,7 +162,7 @@ class Fitting:
         return Evaluated.of("val", val.paths, tempered(val.predictions, temperature), data.groups("val"))
 
     def _conclude(
-        self, task: ClassificationTask, data: ImageDataModule, best: Path, val: Evaluated, test: Evaluated
+        self, task: ClassificationTask, data: ImageDataModule, best: Path, how: str, val: Evaluated, test: Evaluated
     ) -> None:
         folder, logger = self.folder.path, self.logger
         metrics = {**val.prefixed(), **test.prefixed()}
@@ -180,6 +194,7 @@ class Fitting:
             "checkpoint": str(best),
             "classes": task.classes,
             "multi_label": test.predictions.multi_label,
+            "chosen": how,
             "temperature": round(float(task.temperature), 4),
             "metrics": {name: estimate.to_dict() for name, estimate in metrics.items()},
             "wall_seconds": round(time.perf_counter() - self.started, 1),
@@ -191,8 +206,8 @@ class Fitting:
         write_summary(folder, summary)
         if logger is not None:
             logger.log_file(folder / "summary.json")
-        val.say(f"best checkpoint by {self.monitor}; its temperature, {summary['temperature']:.2f}, was fitted here")
-        test.say(f"best checkpoint by {self.monitor}")
+        val.say(f"{how}; temperature {summary['temperature']:.2f}, fitted here")
+        test.say("the same checkpoint")
         read = summary["images_per_second"]
         say(f"  in {summary['wall_seconds']:.0f} s" + (f"; training read {read:.0f} images/s" if read else ""))
         say_next(folder, best, logger, registered)

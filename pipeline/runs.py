@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 RUNS = Path("runs")
 BEST = "best.ckpt"
 LAST = "last.ckpt"
+START = "start.safetensors"  # while the run goes on
 CONFIG = "config.yaml"
 PLAN = "plan.json"
 SPLIT = "split.csv"

@@ -11,8 +11,8 @@ from pipeline.errors import UserError
 
 #: What the command line can do with data and a model.
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-#: What it can do with data alone, or by calling itself.
-DATA_COMMANDS = ("audit", "convert", "crossvalidate")
+#: What it can do without training, or by calling itself.
+UNTRAINED = ("audit", "plan", "convert", "crossvalidate")
 #: What it can tell without either.
 LISTINGS = ("backbones", "weights")
 

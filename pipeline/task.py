@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.calibration import temper
 from pipeline.evaluation.predictions import to_probabilities
 from pipeline.evaluation.validation import validation_metrics
+from pipeline.finetuning.freezing import use_stored_statistics
 from pipeline.finetuning.optimization import cosine_with_warmup, parameter_groups
 from pipeline.mixing import Kind, mix
 from pipeline.models.backbones import create_backbone, head_name
@@ -59,6 +60,8 @@ class ClassificationTask(LightningModule):
         warmup_fraction: share of the optimizer steps in which the rates rise from zero, in [0, 1).
         label_smoothing: share of the target spread over all classes, in [0, 1).
         dropout: share of the features zeroed before the classifier while training, in [0, 1).
+        batch_norm: by which statistics images are normalised in training: ``batch``: those of their batch, and stored
+            ones follow them; ``stored``: the stored ones, which stay as the weights brought them; ``auto``: ``batch``.
         mixing: of the images of a training batch: ``mixup``, ``cutmix``, or ``either`` of them for each batch.
         mixing_alpha: strength of the mixing, above 0; ``auto``: 0.2 for mixup, 1.0 for CutMix.
         test_time_augmentation: views of an image whose probabilities are averaged in evaluation and in the registered
@@ -97,6 +100,7 @@ class ClassificationTask(LightningModule):
         warmup_fraction: float = 0.1,
         label_smoothing: float = 0.0,
         dropout: float = 0.0,
+        batch_norm: Literal["auto", "batch", "stored"] = "auto",
         mixing: Kind = "none",
         mixing_alpha: float | Literal["auto"] = "auto",
         test_time_augmentation: Literal["auto", "none", "flip", "flips"] = "auto",
@@ -194,6 +198,10 @@ class ClassificationTask(LightningModule):
             to_probabilities(self(images.flip(view) if view else images), self.hparams["multi_label"]) for view in views
         ]
         return temper(torch.stack(answers).mean(dim=0), self.temperature, self.hparams["multi_label"])
+
+    def on_train_epoch_start(self) -> None:
+        if self.hparams["batch_norm"] == "stored":
+            use_stored_statistics(self.network)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, target = self.normalise(batch["image"]), batch["target"]

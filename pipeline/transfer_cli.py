@@ -258,6 +258,7 @@ class TransferCLI(LightningCLI):
                 data.dataset_name, table.listing.storage.location, table.digest, counts, lambda: data.left_out
             ),
             started=self.started,
+            interpolates=self.strategy.interpolates,
         )
 
     @property

@@ -9,8 +9,17 @@ class ProbeThenFineTune(SolvedHead):
     """The head is solved on features of the network as it was loaded, then everything is trained.
 
     A head that starts at random distorts the features while it learns; one that already fits them changes them less
-    (Kumar et al. 2022, https://arxiv.org/abs/2202.10054).
+    (Kumar et al. 2022, https://arxiv.org/abs/2202.10054). What is handed over may lie between the two networks, the one
+    with the solved head and the one after the last epoch (see :mod:`~pipeline.finetuning.interpolation`).
+
+    Args:
+        features: folder where features are kept; none: below ``~/.cache``.
+        interpolate: choose a network between both by the validation images; otherwise the best epoch is taken.
     """
+
+    def __init__(self, features: str | None = None, interpolate: bool = True) -> None:
+        super().__init__(features)
+        self.interpolates = interpolate
 
     def frozen(self, network: nn.Module) -> list[str]:
         return []

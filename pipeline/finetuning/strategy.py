@@ -21,6 +21,8 @@ class Strategy(Callback, ABC):
     needs_weights = False
     #: Whether there is anything to do for an optimizer.
     takes_steps = True
+    #: Whether what it hands over is chosen between the start and the end of the training, not among its epochs.
+    interpolates = False
 
     @abstractmethod
     def frozen(self, network: nn.Module) -> list[str]:

@@ -91,6 +91,7 @@ class Planner:
             rate = self._settle("model.learning_rate", rules.learning_rate(facts))
             solved = chosen == "ProbeThenFineTune"
             self._settle("model.head_learning_rate", rules.head_learning_rate(facts, rate, solved))
+            self._settle("model.batch_norm", rules.batch_norm(facts))
         self._settle("model.test_time_augmentation", rules.test_time_augmentation(orientation))
         return Plan(tuple(self.choices.values()), expected)
 

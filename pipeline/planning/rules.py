@@ -15,6 +15,8 @@ MEASURED = "docs/defaults.md"
 #: Beyond this many training images a fresh head has found its place before the first epoch is over, and a pass over all
 #: of them to solve it costs as much as that epoch.
 MOST_SOLVED = 20_000
+#: From this many training images on batch normalisation follows them.
+LEAST_FOR_STATISTICS = 1_000
 
 _STRIDE = 32  # of the networks: other sizes are cut off at the border
 _CPU_SIZE = 160
@@ -135,6 +137,17 @@ def head_learning_rate(facts: Facts, backbone: float, solved: bool) -> Ruled:
     if not facts.pretrained:
         return Ruled(backbone, "as the backbone, from scratch")
     return Ruled(10 * backbone, "a fresh head has everything to learn")
+
+
+def batch_norm(facts: Facts) -> Ruled:
+    """By which statistics images are normalised in training."""
+    if not facts.pretrained:
+        return Ruled("batch", "from scratch there are no statistics to keep")
+    if facts.images < LEAST_FOR_STATISTICS:
+        return Ruled(
+            "stored", f"{facts.images:,} images are too few to measure others than the weights brought", MEASURED
+        )
+    return Ruled("batch", f"{facts.images:,} images are enough to measure their own statistics", MEASURED)
 
 
 def test_time_augmentation(orientation: str) -> Ruled:

@@ -1,4 +1,4 @@
-"""Subcommands about data: where they start, and the settings that they read."""
+"""Subcommands that train nothing themselves: where they start, and the settings that they read."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,21 +9,24 @@ from pipeline.planning.plan import Plan
 from pipeline.transfer_cli import TransferCLI
 
 
-class DataCLI(TransferCLI):
+class UntrainedCLI(TransferCLI):
     """The settings of ``fit``, of which the data is made, and the network with its weights; nothing is trained."""
+
+    #: Whether what is open in the settings is chosen.
+    plans = False
+
+    def make_plan(self) -> Plan:
+        return super().make_plan() if self.plans else Plan(())
 
     def instantiate_trainer(self, **_: Any) -> Trainer:
         return Trainer(barebones=True, accelerator="cpu")
-
-    def make_plan(self) -> Plan:
-        return Plan(())
 
     def fit(self, *_: Any, **__: Any) -> None:
         """Nothing: whoever made this object goes on with its parts."""
 
 
-def run_data_command(arguments: Sequence[str], terminal: bool, started: float) -> int:
-    """Run one of :data:`~pipeline.settings.DATA_COMMANDS`.
+def run_untrained(arguments: Sequence[str], terminal: bool, started: float) -> int:
+    """Run one of :data:`~pipeline.settings.UNTRAINED`.
 
     Args:
         arguments: its name and its arguments.
@@ -46,6 +49,10 @@ def run_data_command(arguments: Sequence[str], terminal: bool, started: float) -
         from pipeline.converting import run_convert
 
         return run_convert(others, terminal, started)
+    if name == "plan":
+        from pipeline.plan_command import run_plan
+
+        return run_plan(others, terminal, started)
     from pipeline.auditing import run_audit
 
     return run_audit(others, terminal, started)
