@@ -5,6 +5,7 @@ is refused.
 """
 
 import math
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
@@ -156,7 +157,10 @@ class Augmentation:
         """One augmented image ``(size, size, C)`` of the picture's dtype; ``seed`` alone decides how it comes out."""
         image = self.crop(picture, np.random.default_rng(seed)) if self.crop is not None else picture.pixels()
         if self.compose.transforms:
-            self.compose.set_random_seed(int(seed.generate_state(1)[0]))
+            # One stream for all of them: `set_random_seed` would seed each alike, and two that are applied by chance
+            # would always be applied together.
+            number = int(seed.generate_state(1)[0])
+            self.compose.set_random_state(np.random.default_rng(number), random.Random(number))
             image = self._transformed(image)
         channels, dtype = self.preprocessing.channels, self.preprocessing.dtype
         if image.dtype != dtype or image.ndim != 3 or image.shape[2] != channels:

@@ -84,14 +84,14 @@ class Planner:
         trained = self._settle(TRAIN_SIZE, size)
         self._settle(IMAGE_SIZE, rules.image_size(facts, trained))
         self._settle(CROP, rules.crop_fraction(facts))
-        self._settle("data.init_args.batch_size", rules.batch_size(facts))
+        batch_size = self._settle("data.init_args.batch_size", rules.batch_size(facts))
         orientation = self._settle("data.init_args.orientation", self._orientation)
         if chosen != "LinearProbe":
             self._settle(EPOCHS, passes)
             rate = self._settle("model.learning_rate", rules.learning_rate(facts))
             solved = chosen == "ProbeThenFineTune"
             self._settle("model.head_learning_rate", rules.head_learning_rate(facts, rate, solved))
-            self._settle("model.batch_norm", rules.batch_norm(facts))
+            self._settle("model.batch_norm", rules.batch_norm(facts, batch_size))
         self._settle("model.test_time_augmentation", rules.test_time_augmentation(orientation))
         return Plan(tuple(self.choices.values()), expected)
 

@@ -15,8 +15,8 @@ MEASURED = "docs/defaults.md"
 #: Beyond this many training images a fresh head has found its place before the first epoch is over, and a pass over all
 #: of them to solve it costs as much as that epoch.
 MOST_SOLVED = 20_000
-#: From this many training images on batch normalisation follows them.
-LEAST_FOR_STATISTICS = 1_000
+#: From this many images in a batch on their own statistics are better than those that the weights brought.
+LEAST_FOR_STATISTICS = 16
 
 _STRIDE = 32  # of the networks: other sizes are cut off at the border
 _CPU_SIZE = 160
@@ -25,7 +25,7 @@ _ENLARGED = 1.2
 _LEAST_EPOCHS, _MOST_EPOCHS = 3, 30
 _PASSES = 2_000  # of images, beyond the least epochs
 _SCRATCH_EPOCHS = 10
-_STEPS_AN_EPOCH = 8
+_STEPS_AN_EPOCH = 6
 _SMALLEST_BATCH, _LARGEST_BATCH = 8, 32
 _RELATIVE_STEP = 5e-3  # of the weights' own scale
 
@@ -139,15 +139,14 @@ def head_learning_rate(facts: Facts, backbone: float, solved: bool) -> Ruled:
     return Ruled(10 * backbone, "a fresh head has everything to learn")
 
 
-def batch_norm(facts: Facts) -> Ruled:
+def batch_norm(facts: Facts, batch_size: int) -> Ruled:
     """By which statistics images are normalised in training."""
     if not facts.pretrained:
         return Ruled("batch", "from scratch there are no statistics to keep")
-    if facts.images < LEAST_FOR_STATISTICS:
-        return Ruled(
-            "stored", f"{facts.images:,} images are too few to measure others than the weights brought", MEASURED
-        )
-    return Ruled("batch", f"{facts.images:,} images are enough to measure their own statistics", MEASURED)
+    if batch_size < LEAST_FOR_STATISTICS:
+        reason = f"batches of {batch_size} are too small to be measured; the weights brought better statistics"
+        return Ruled("stored", reason, "Wu and He 2018, arXiv:1803.08494, figure 1; " + MEASURED)
+    return Ruled("batch", f"batches of {batch_size} are enough to be measured", MEASURED)
 
 
 def test_time_augmentation(orientation: str) -> Ruled:

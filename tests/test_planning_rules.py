@@ -1,0 +1,208 @@
+"""What a plan chooses, from facts alone: the rules, what fits into a budget, and who wins."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonargparse import Namespace
+
+from pipeline.errors import UserError
+from pipeline.planning import rules
+from pipeline.planning.budget import Budget
+from pipeline.planning.duration import in_words, seconds_of
+from pipeline.planning.facts import Facts
+from pipeline.planning.plan import Choice, Plan
+from pipeline.planning.timing import Pace
+
+FACTS = Facts(
+    images=1_500,
+    validated=300,
+    tested=400,
+    classes=6,
+    fewest=100,
+    most=400,
+    multi_label=False,
+    short_side=384,
+    weights_size=224,
+    fixed_size=False,
+    pretrained=True,
+    linear_head=True,
+    step_scale=0.02,
+    device="cpu",
+    devices=1,
+)
+
+
+def name_of(ruled: rules.Ruled) -> str:
+    return ruled.value["class_path"].rpartition(".")[2]
+
+
+def test_a_head_is_solved_first_where_that_can_be_done_and_pays() -> None:
+    assert name_of(rules.strategy(FACTS)) == "ProbeThenFineTune"
+    for other in ({"pretrained": False}, {"linear_head": False}, {"images": 1_000_000}):
+        assert name_of(rules.strategy(replace(FACTS, **other))) == "FullFineTuning"
+
+
+def test_images_are_not_enlarged_beyond_their_own_pixels() -> None:
+    assert rules.train_size(FACTS).value == 160
+    assert rules.train_size(replace(FACTS, device="cuda")).value == 224
+    assert rules.train_size(replace(FACTS, short_side=90)).value == 96
+    assert rules.train_size(replace(FACTS, short_side=8)).value == 32
+    assert rules.train_size(replace(FACTS, fixed_size=True)).value == 224
+    assert rules.train_size(replace(FACTS, weights_size=32)).value == 32  # networks for CIFAR
+
+
+def test_evaluation_sees_more_pixels_than_training() -> None:
+    assert rules.image_size(FACTS, 160).value == 192
+    assert rules.image_size(FACTS, 224).value == 256
+    assert rules.image_size(replace(FACTS, fixed_size=True), 224).value == 224
+    assert rules.image_size(replace(FACTS, pretrained=False), 96).value == 96
+
+
+@pytest.mark.parametrize(("images", "batch"), [(6, 8), (40, 8), (102, 16), (200, 32), (1_000_000, 32)])
+def test_few_images_come_in_small_batches(images: int, batch: int) -> None:
+    assert rules.batch_size(replace(FACTS, images=images)).value == batch
+
+
+def test_small_batches_keep_stored_statistics() -> None:
+    assert rules.batch_norm(FACTS, 8).value == "stored"
+    assert rules.batch_norm(FACTS, 32).value == "batch"
+    assert rules.batch_norm(replace(FACTS, pretrained=False), 8).value == "batch"
+
+
+def test_few_images_pass_more_often() -> None:
+    epochs = [rules.epochs(replace(FACTS, images=images)).value for images in (4, 100, 1_500, 100_000)]
+    assert epochs == sorted(epochs, reverse=True)
+    assert epochs[0] == 30
+    assert epochs[-1] == 3
+
+
+def test_rates_follow_the_scale_of_the_weights() -> None:
+    small, large = (rules.learning_rate(replace(FACTS, step_scale=scale)).value for scale in (0.01, 0.03))
+    assert large == pytest.approx(3 * small)
+    assert rules.head_learning_rate(FACTS, 1e-4, solved=True).value == 1e-4
+    assert rules.head_learning_rate(FACTS, 1e-4, solved=False).value == pytest.approx(1e-3)
+
+
+def test_every_rule_says_why() -> None:
+    for facts in (FACTS, replace(FACTS, pretrained=False), replace(FACTS, images=30, short_side=40)):
+        for ruled in (
+            rules.strategy(facts),
+            rules.train_size(facts),
+            rules.image_size(facts, 160),
+            rules.crop_fraction(facts),
+            rules.batch_size(facts),
+            rules.epochs(facts),
+            rules.learning_rate(facts),
+            rules.head_learning_rate(facts, 1e-4, solved=True),
+            rules.batch_norm(facts, 8),
+            rules.test_time_augmentation("any"),
+        ):
+            assert len(ruled.reason) > 8
+
+
+# Budgets
+
+PACE = Pace(size=160, training=0.01, evaluation=0.004, reading=0.004, shares_cores=True, readers=2)
+SIZES = [(96, 128), (128, 160), (160, 192), (224, 256)]
+
+
+def fitted(seconds: float, spent: float = 10.0, **other: object):
+    budget = Budget(seconds, spent, replace(PACE, **other), FACTS, views=2)
+    return budget.fit(SIZES, usual=4, usual_size=160, solved=True)
+
+
+def test_more_time_means_more_pixels_and_epochs_and_is_never_exceeded() -> None:
+    chosen = [fitted(seconds) for seconds in (45, 60, 90, 120, 180, 300, 600, 1200)]
+    work = [found.epochs * found.train_size**2 for found in chosen]
+    assert work == sorted(work)
+    assert work[0] < work[-1]
+    for seconds, found in zip((45, 60, 90, 120, 180, 300, 600, 1200), chosen, strict=True):
+        assert found.seconds <= seconds
+    assert chosen[-1].train_size == 224
+    assert chosen[-1].epochs <= 12  # beyond which more bring nothing
+
+
+def test_too_little_time_to_train_still_solves_a_head() -> None:
+    found = fitted(40, training=0.5)
+    assert found.epochs == 0
+    with pytest.raises(UserError, match=r"--budget: expected at least \d+ s .*\(of which 10 s .*found 12 s"):
+        fitted(12)
+
+
+def test_where_a_gpu_computes_reading_hides_behind_it() -> None:
+    shared, apart = PACE, replace(PACE, shares_cores=False)
+    assert shared.trained == pytest.approx(0.012)
+    assert apart.trained == pytest.approx(0.01)
+    assert replace(apart, reading=0.1).trained == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("1.5h", 5400), ("1h30m", 5400)])
+def test_times_are_read(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "5", "5 m", "-5m", "0s", "5min", "m5"])
+def test_other_times_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--budget: expected a time such as"):
+        seconds_of(text)
+
+
+def test_times_are_shown_in_two_figures() -> None:
+    assert [in_words(seconds) for seconds in (1, 99, 100, 3600)] == ["1 s", "99 s", "1.7 min", "60.0 min"]
+
+
+# Plans
+
+PLAN = Plan(
+    (
+        Choice("finetuning", {"class_path": "pipeline.finetuning.LinearProbe"}, "because", "someone 2020"),
+        Choice("data.init_args.batch_size", 16, "so"),
+        Choice("trainer.max_epochs", 7, by_user=True),
+    ),
+    seconds=42.0,
+)
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(PLAN.to_json())
+    assert Plan.read(tmp_path / "plan.json") == PLAN
+
+
+def test_lines_name_setting_value_reason_and_source() -> None:
+    lines = "\n".join(PLAN.lines())
+    for words in ("finetuning", "LinearProbe", "because [someone 2020]", "data.batch_size", "16", "set by you"):
+        assert words in lines
+    assert "init_args" not in lines
+
+
+def test_the_configuration_holds_what_was_chosen_and_why() -> None:
+    text = PLAN.to_yaml()
+    assert yaml.safe_load(text) == {
+        "finetuning": {"class_path": "pipeline.finetuning.LinearProbe"},
+        "data": {"init_args": {"batch_size": 16}},
+    }
+    assert "batch_size: 16 # so" in text
+    whole = yaml.safe_load(PLAN.written_into("trainer: {max_epochs: 7}\nbudget: 5m\n"))
+    assert whole["trainer"] == {"max_epochs": 7}
+    assert whole["data"] == {"init_args": {"batch_size": 16}}
+    assert whole["budget"] is None
+
+
+def test_a_run_that_goes_on_keeps_what_was_chosen_and_follows_what_is_set_now() -> None:
+    settings = Namespace(
+        finetuning=None,
+        data=Namespace(init_args=Namespace(batch_size=4)),
+        trainer=Namespace(max_epochs=None),
+    )
+    taken = PLAN.taken_over(settings)
+    assert {choice.setting: (choice.value, choice.by_user) for choice in taken.choices} == {
+        "finetuning": ({"class_path": "pipeline.finetuning.LinearProbe"}, False),
+        "data.init_args.batch_size": (4, True),
+        "trainer.max_epochs": (7, False),
+    }
+    taken.apply(settings)
+    assert settings.finetuning.class_path == "pipeline.finetuning.LinearProbe"
+    assert settings.data.init_args.batch_size == 4
+    assert settings.trainer.max_epochs == 7
