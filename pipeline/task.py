@@ -199,7 +199,8 @@ class ClassificationTask(LightningModule):
         ]
         return temper(torch.stack(answers).mean(dim=0), self.temperature, self.hparams["multi_label"])
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_start(self) -> None:
+        # Once: the trainer gives every module its own mode back after validation.
         if self.hparams["batch_norm"] == "stored":
             use_stored_statistics(self.network)
 

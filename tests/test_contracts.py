@@ -209,7 +209,7 @@ def test_full_fine_tuning_moves_parameters_and_statistics(three_classes):
 class Careless(HeadOnly):
     """Freezes the gradients, and forgets the statistics."""
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def hold(self, network: nn.Module) -> None:
         pass
 
 

@@ -40,9 +40,15 @@ class Strategy(Callback, ABC):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._before = frozen_digest(pl_module.network)  # type: ignore[arg-type]
+        # A run that goes on in the middle of an epoch does not start that epoch again.
+        self.hold(pl_module.network)  # type: ignore[arg-type]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        hold_still(pl_module.network)  # type: ignore[arg-type]
+        self.hold(pl_module.network)  # type: ignore[arg-type]
+
+    def hold(self, network: nn.Module) -> None:
+        """Keep what is frozen from moving while the rest is trained."""
+        hold_still(network)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if frozen_digest(pl_module.network) != self._before:  # type: ignore[arg-type]
