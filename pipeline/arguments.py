@@ -32,9 +32,10 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     )
     parser.add_argument(
         "--patience",
-        type=int,
-        default=10,
-        help="fit: epochs without a better monitored metric before training stops",
+        type=int | None,
+        default=None,
+        help="fit: epochs without a better monitored metric before training stops; none: it never stops early, because "
+        "the learning rate falls to zero at the last epoch, and an earlier one was not meant to be the end",
     )
     parser.add_argument(
         "--imbalance",

@@ -67,7 +67,7 @@ class Fitting:
     Attributes:
         folder: of the run.
         monitor: the metric that picks the best checkpoint.
-        patience: epochs without a better one before training stops.
+        patience: epochs without a better one before training stops; None: it never does.
         logger: of the tracked run, or None.
         registered_model_name: of the model in the registry, or None.
         tags: of the run.
@@ -79,7 +79,7 @@ class Fitting:
 
     folder: RunFolder
     monitor: str
-    patience: int
+    patience: int | None
     logger: MLflowLogger | None
     registered_model_name: str | None
     tags: dict[str, str]
@@ -105,9 +105,10 @@ class Fitting:
         callbacks: list[Callback] = [self.folder]
         if self.logger is not None:
             callbacks.append(RunRecorder(self.logger, self.folder, self.data_facts, self.tags))
-        stopping = EarlyStopping(self.monitor, mode=MONITORS[self.monitor], patience=self.patience)
+        if self.patience is not None:
+            callbacks.append(EarlyStopping(self.monitor, mode=MONITORS[self.monitor], patience=self.patience))
         keeping = [self.start] if self.interpolates else []
-        return [*callbacks, self.collector, self.epochs, stopping, self.best, *keeping, LastCheckpoint(self.folder)]
+        return [*callbacks, self.collector, self.epochs, self.best, *keeping, LastCheckpoint(self.folder)]
 
     def run(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule, checkpoint: Path | None) -> None:
         """Do it.

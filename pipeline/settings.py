@@ -76,7 +76,7 @@ def check_settings(settings: Any) -> None:
         UserError: names the setting.
     """
     trainer = settings.trainer
-    if settings.patience < 1:
+    if settings.patience is not None and settings.patience < 1:
         raise UserError(f"patience: expected at least 1 epoch, found {settings.patience}.")
     if trainer.max_epochs is not None and trainer.max_epochs < 1:
         raise UserError(

@@ -17,7 +17,7 @@ from pipeline.evaluation.calibration import temper
 from pipeline.evaluation.predictions import to_probabilities
 from pipeline.evaluation.validation import validation_metrics
 from pipeline.finetuning.freezing import use_stored_statistics
-from pipeline.finetuning.optimization import cosine_with_warmup, parameter_groups
+from pipeline.finetuning.optimization import cosine_with_warmup, default_rates, parameter_groups, weight_scale
 from pipeline.mixing import Kind, mix
 from pipeline.models.backbones import create_backbone, head_name
 from pipeline.models.files import LINEAGE
@@ -26,11 +26,6 @@ from pipeline.models.weights import Lineage, LoadReport, load_pretrained
 from pipeline.objective import Imbalance, Objective
 
 Batch = dict[str, Tensor]
-
-# Rates (backbone, head) under `auto`. Pretrained features are worth keeping and want small steps; a fresh head
-# learns faster. From scratch there is nothing to keep.
-_PRETRAINED_RATES = (2e-4, 2e-3)
-_SCRATCH_RATES = (1e-3, 1e-3)
 
 # Integers are scaled to [0, 1]; floats are taken as they are.
 _LARGEST = {torch.uint8: 255.0, torch.uint16: 65535.0}
@@ -54,9 +49,10 @@ class ClassificationTask(LightningModule):
             file, ``package:<module>/<file>``, or nothing; on the command line ``models:/<name>@<alias>``, too.
         weights_fallback: what to do when the model hub cannot be reached: ``error``, or ``scratch`` to train
             without pretrained weights.
-        learning_rate: of the backbone; ``auto``: 2e-4 with pretrained weights, 1e-3 without.
-        head_learning_rate: of the classifier; ``auto``: 2e-3 with pretrained weights, 1e-3 without.
+        learning_rate: of the backbone; ``auto``: see :func:`~pipeline.finetuning.optimization.default_rates`.
+        head_learning_rate: of the classifier; ``auto``: as of a fresh one.
         weight_decay: of all parameters but norms and biases.
+        layer_decay: factor of the rate from each stage of the backbone to the one before, in (0, 1].
         warmup_fraction: share of the optimizer steps in which the rates rise from zero, in [0, 1).
         label_smoothing: share of the target spread over all classes, in [0, 1).
         dropout: share of the features zeroed before the classifier while training, in [0, 1).
@@ -97,6 +93,7 @@ class ClassificationTask(LightningModule):
         learning_rate: float | Literal["auto"] = "auto",
         head_learning_rate: float | Literal["auto"] = "auto",
         weight_decay: float = 0.05,
+        layer_decay: float = 1.0,
         warmup_fraction: float = 0.1,
         label_smoothing: float = 0.0,
         dropout: float = 0.0,
@@ -131,7 +128,7 @@ class ClassificationTask(LightningModule):
                 if weights_fallback == "error":
                     raise
                 self.fallback_reason = str(error)
-        rates = _SCRATCH_RATES if self.load_report is None else _PRETRAINED_RATES
+        rates = default_rates(weight_scale(network, head_name(network)), self.load_report is not None)
         learning_rate = rates[0] if learning_rate == "auto" else learning_rate
         head_learning_rate = rates[1] if head_learning_rate == "auto" else head_learning_rate
         for name, rate in (("learning_rate", learning_rate), ("head_learning_rate", head_learning_rate)):
@@ -139,6 +136,8 @@ class ClassificationTask(LightningModule):
                 raise UserError(f"model.{name}: expected a rate above 0, found {rate}.")
         if not weight_decay >= 0:
             raise UserError(f"model.weight_decay: expected 0 or more, found {weight_decay}.")
+        if not 0 < layer_decay <= 1:
+            raise UserError(f"model.layer_decay: expected a factor in (0, 1], found {layer_decay}.")
         # The weights' address starts a run and is no property of the trained model: a checkpoint must load where
         # that address cannot be reached. Rates are kept as resolved. The command line logs its whole configuration.
         self.save_hyperparameters(ignore=["weights", "weights_fallback", "class_shares"], logger=False)
@@ -245,7 +244,8 @@ class ClassificationTask(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         rates = self.hparams["learning_rate"], self.hparams["head_learning_rate"]
-        groups = parameter_groups(self.network, self.head, *rates, self.hparams["weight_decay"])
+        decays = self.hparams["weight_decay"], self.hparams["layer_decay"]
+        groups = parameter_groups(self.network, self.head, *rates, *decays)
         optimizer = torch.optim.AdamW(groups)
         total = max(1, int(self.trainer.estimated_stepping_batches))
         warmup = round(total * self.hparams["warmup_fraction"])

@@ -18,6 +18,12 @@ def _no_tracking_server_of_the_person() -> None:
         patch.delenv(name, raising=False)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_features_of_the_person(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a plan finds out is kept where the tests are, for as long as they last."""
+    pytest.MonkeyPatch().setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Callable[..., Path]:
     """Makes a folder of class folders: ``image_folder({"cat": 5, "train/dog": 3})``; every picture is another."""

@@ -97,7 +97,7 @@ def test_every_rule_says_why() -> None:
             rules.learning_rate(facts),
             rules.head_learning_rate(facts, 1e-4, solved=True),
             rules.batch_norm(facts, 8),
-            rules.test_time_augmentation("any"),
+            rules.test_time_augmentation(facts, "any"),
         ):
             assert len(ruled.reason) > 8
 

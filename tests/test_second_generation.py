@@ -84,7 +84,7 @@ def test_the_licence_of_the_weights_is_in_the_log_the_tags_and_the_registered_mo
 
 
 def test_the_preprocessing_belongs_to_the_weights(generations):
-    assert checkpoint(generations.first)["hyper_parameters"]["preprocessing"] == RECORD
+    assert checkpoint(generations.first)["hyper_parameters"]["preprocessing"] == {**RECORD, "crop": 1.0}  # as planned
 
 
 @pytest.mark.parametrize("address", ["models:/colours@challenger", "models:/colours/1"])
@@ -95,7 +95,7 @@ def test_a_registered_model_can_be_trained_further(generations, capsys, address)
     assert "finetuning LinearProbe: the head is solved on features of the frozen backbone, without epochs" in out
     assert "training   no epochs" in out
     assert_same_backbone(generations.first, folder)
-    assert checkpoint(folder)["hyper_parameters"]["preprocessing"] == RECORD
+    assert checkpoint(folder)["hyper_parameters"]["preprocessing"] == {**RECORD, "crop": 1.0}  # as planned
     expected = {
         "weights": "models:/colours/1",
         "weights_origin": "somewhere",
@@ -114,7 +114,7 @@ def test_a_checkpoint_can_be_trained_further_under_other_classes(generations, tm
     folder = generations.fit(f"--model.weights={best}", f"--data.root={images}", "--finetuning=LinearProbe")
     assert_same_backbone(generations.first, folder)
     assert checkpoint(folder)["hyper_parameters"]["classes"] == ["blue", "green"]
-    assert checkpoint(folder)["hyper_parameters"]["preprocessing"] == RECORD
+    assert checkpoint(folder)["hyper_parameters"]["preprocessing"] == {**RECORD, "crop": 1.0}  # as planned
     assert tags(folder)["weights"] == str(best)
     assert tags(folder)["weights_origin"] == "somewhere"
     assert tags(folder)["weights_licence"] == "cc-by-nc-4.0 (non-commercial)"

@@ -1,8 +1,9 @@
 """How a network is trained: strategies, parameter groups and schedules."""
 
 from pipeline.finetuning.full_fine_tuning import FullFineTuning
+from pipeline.finetuning.gradual_unfreezing import GradualUnfreezing
 from pipeline.finetuning.linear_probe import LinearProbe
 from pipeline.finetuning.probe_then_finetune import ProbeThenFineTune
 from pipeline.finetuning.strategy import Strategy
 
-__all__ = ["FullFineTuning", "LinearProbe", "ProbeThenFineTune", "Strategy"]
+__all__ = ["FullFineTuning", "GradualUnfreezing", "LinearProbe", "ProbeThenFineTune", "Strategy"]

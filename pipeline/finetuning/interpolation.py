@@ -21,8 +21,8 @@ State = Mapping[str, Tensor]
 
 #: How much of the way is tried.
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-# What is believed of the share before any image is seen: a normal distribution around the middle.
-_MEAN, _DEVIATION = 0.5, 0.35
+# What is believed of the share before any image is seen: a normal distribution beyond the middle.
+_MEAN, _DEVIATION = 0.65, 0.3
 
 
 class StartingPoint(Checkpoint):
@@ -74,7 +74,7 @@ def between(start: State, end: State, share: float) -> dict[str, Tensor]:
 def choose_share(start: State, end: State, predict: Callable[[dict[str, Tensor]], Predictions]) -> float:
     """How far to go: where held-out images are the least surprising, each network's temperature being fitted first.
 
-    A few images are weighed against the belief that half of the way is good.
+    A few images are weighed against the belief that somewhat more than half of the way is good.
 
     Args:
         start: of the line.

@@ -6,6 +6,12 @@ from typing import Any
 
 from torch import nn
 
+from pipeline.models.backbones import depth_groups
+
+#: A step, as a share of the weights' own size.
+RELATIVE_STEP = 7e-3
+_SCRATCH_RATE = 1e-3
+
 
 def weight_scale(network: nn.Module, head: str) -> float:
     """Root mean square of the weights of a layer, the median over the layers below the head.
@@ -22,8 +28,35 @@ def weight_scale(network: nn.Module, head: str) -> float:
     return statistics.median(scales) if scales else 1.0
 
 
+def default_rates(scale: float, pretrained: bool) -> tuple[float, float]:
+    """Learning rates for Adam, of the backbone and of a fresh head.
+
+    A step of Adam moves every weight by about the rate: a rate that is a share of the weights' own size means the same
+    for all weights, however they are scaled (after Shazeer and Stern 2018, https://arxiv.org/abs/1804.04235, section
+    8). Pretrained features are worth keeping and want small steps; a fresh head learns faster. From scratch there is
+    nothing to keep.
+
+    Args:
+        scale: of the weights (:func:`weight_scale`).
+        pretrained: whether there is something to keep.
+
+    Example:
+        >>> default_rates(0.02, pretrained=True)
+        (0.00014, 0.0014)
+    """
+    if not pretrained:
+        return _SCRATCH_RATE, _SCRATCH_RATE
+    rate = float(f"{RELATIVE_STEP * scale:.2g}")
+    return rate, 10 * rate
+
+
 def parameter_groups(
-    network: nn.Module, head: str, learning_rate: float, head_learning_rate: float, weight_decay: float
+    network: nn.Module,
+    head: str,
+    learning_rate: float,
+    head_learning_rate: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Groups for AdamW: backbone and head with a learning rate each; norms and biases without decay.
 
@@ -33,30 +66,42 @@ def parameter_groups(
     Args:
         network: the network; parameters that need no gradient are left out.
         head: name of the classifier inside the network, such as ``fc``.
-        learning_rate: of the backbone.
+        learning_rate: of the backbone; with ``layer_decay``, of its last stage.
         head_learning_rate: of the classifier.
         weight_decay: of the other parameters, decoupled (per unit of learning rate).
+        layer_decay: factor of the rate from each stage to the one before, in (0, 1]: early layers see what all
+            pictures share, and move less (Clark et al. 2020, https://arxiv.org/abs/2003.10555, as ELECTRA's).
 
     Returns:
-        Up to four groups with the keys ``params``, ``lr``, ``weight_decay`` and ``name``.
+        Groups with the keys ``params``, ``lr``, ``weight_decay`` and ``name``: ``backbone`` (with ``layer_decay``,
+        ``backbone0`` for the stem, ``backbone1`` ...) and ``head``, each also as ``<name>.no_decay``.
     """
+    rates = {head: head_learning_rate}
+    stages = depth_groups(network, coarse=True)[:-1] if layer_decay != 1 else [[]]
+    stage_of = {name: stage for stage, names in enumerate(stages) for name in names}
+    for stage in range(len(stages)):
+        rates[_backbone(stage, layer_decay)] = learning_rate * layer_decay ** (len(stages) - 1 - stage)
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
         in_head = name.startswith(f"{head}.")
+        part = head if in_head else _backbone(stage_of.get(name, 0), layer_decay)
         decays = parameter.ndim > 1
-        key = f"{'head' if in_head else 'backbone'}{'' if decays else '.no_decay'}"
+        key = f"{'head' if in_head else part}{'' if decays else '.no_decay'}"
         if key not in groups:
-            rate = head_learning_rate if in_head else learning_rate
             groups[key] = {
                 "params": [],
-                "lr": rate,
+                "lr": rates[part],
                 "weight_decay": weight_decay if decays else 0.0,
                 "name": key,
             }
         groups[key]["params"].append(parameter)
     return list(groups.values())
+
+
+def _backbone(stage: int, layer_decay: float) -> str:
+    return "backbone" if layer_decay == 1 else f"backbone{stage}"
 
 
 def cosine_with_warmup(step: int, total_steps: int, warmup_steps: int) -> float:

@@ -151,9 +151,7 @@ class _Problem:
 
     def __init__(self, features: Tensor, truth: Tensor, multi_label: bool) -> None:
         self.truth, self.multi_label = truth, multi_label
-        spread, directions = torch.linalg.eigh(features.T @ features / len(features))
-        kept = spread > 1e-6 * spread[-1]  # fewer directions than features where there are fewer images
-        self.spread, self.directions = spread[kept], directions[:, kept]
+        self.spread, self.directions = _directions(features)
         self.inputs = torch.cat([features @ self.directions, torch.ones(len(features), 1)], 1)
 
     def losses(self, solved: Tensor) -> Tensor:
@@ -200,3 +198,18 @@ class _Problem:
     @staticmethod
     def _turned(solved: Tensor, by: Tensor) -> Tensor:
         return torch.cat([by @ solved[:-1], solved[-1:]])
+
+
+def _directions(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Variances and directions of the features' spread, ``(D,)`` and ``(F, D)``, without those that have none.
+
+    From the smaller of the two products of the features with themselves, and in float64: many equal eigenvalues, as
+    where there are fewer images than features, are too much for float32.
+    """
+    exact = features.double() / len(features) ** 0.5
+    few = len(features) < features.shape[1]
+    spread, found = torch.linalg.eigh(exact @ exact.T if few else exact.T @ exact)
+    kept = spread > 1e-6 * spread[-1].clamp_min(torch.finfo(torch.float32).tiny)
+    spread, found = spread[kept], found[:, kept]
+    directions = exact.T @ found / spread.sqrt() if few else found
+    return spread.float(), directions.float()

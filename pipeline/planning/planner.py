@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,18 +82,21 @@ class Planner:
             expected = fitted.seconds
         self._settle("trainer.precision", Ruled(*precision))
         chosen = self._settle("finetuning", strategy)["class_path"].rpartition(".")[2]
+        if (given := self.settings[IMAGE_SIZE]) not in OPEN:
+            size = Ruled(given, "as image_size, which you set")
         trained = self._settle(TRAIN_SIZE, size)
         self._settle(IMAGE_SIZE, rules.image_size(facts, trained))
         self._settle(CROP, rules.crop_fraction(facts))
+        if chosen == "LinearProbe":
+            return Plan(tuple(self.choices.values()), expected)
         batch_size = self._settle("data.init_args.batch_size", rules.batch_size(facts))
         orientation = self._settle("data.init_args.orientation", self._orientation)
-        if chosen != "LinearProbe":
-            self._settle(EPOCHS, passes)
-            rate = self._settle("model.learning_rate", rules.learning_rate(facts))
-            solved = chosen == "ProbeThenFineTune"
-            self._settle("model.head_learning_rate", rules.head_learning_rate(facts, rate, solved))
-            self._settle("model.batch_norm", rules.batch_norm(facts, batch_size))
-        self._settle("model.test_time_augmentation", rules.test_time_augmentation(orientation))
+        self._settle(EPOCHS, passes)
+        rate = self._settle("model.learning_rate", rules.learning_rate(facts))
+        solved = chosen == "ProbeThenFineTune"
+        self._settle("model.head_learning_rate", rules.head_learning_rate(facts, rate, solved))
+        self._settle("model.batch_norm", rules.batch_norm(facts, batch_size))
+        self._settle("model.test_time_augmentation", rules.test_time_augmentation(facts, orientation))
         return Plan(tuple(self.choices.values()), expected)
 
     def _fit(self, seconds: float, started: float, strategy: Ruled, size: Ruled, passes: Ruled) -> Fitted:
@@ -129,6 +133,12 @@ class Planner:
             return Ruled("mirrored", "what is common for photographs; too few images to try it")
         return Ruled(recognised.orientation, recognised.in_words())
 
+    def _feature_folder(self) -> Path:
+        """Where the strategy will look for what is computed here."""
+        given = self.settings.finetuning
+        named = given.init_args.get("features") if isinstance(given, Namespace) and "init_args" in given else None
+        return feature_folder() if named is None else Path(named).expanduser()
+
     def _try_turns(self) -> Recognised | None:
         bench = self.bench
         data, task = bench.data, bench.task
@@ -136,7 +146,7 @@ class Planner:
         data.preprocessing = replace(data.preprocessing, size=size, crop=crop)
         task.hparams["preprocessing"] = data.preprocessing.to_dict()
         task.to("cuda" if self.facts.device == "cuda" else "cpu")
-        images, folder = data.plain("train"), feature_folder()
+        images, folder = data.plain("train"), self._feature_folder()
         chosen = np.sort(np.random.default_rng(bench.seed).permutation(len(images))[:_TURNED])
         digests = data.contents("train", folder / "contents.npy", chosen)
 

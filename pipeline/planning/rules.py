@@ -6,6 +6,7 @@ earlier choices, and gives a value, a reason, and a source.
 
 from typing import Any, NamedTuple
 
+from pipeline.finetuning.optimization import RELATIVE_STEP, default_rates
 from pipeline.planning.budget import Fitted
 from pipeline.planning.duration import in_words
 from pipeline.planning.facts import Facts
@@ -27,7 +28,6 @@ _PASSES = 2_000  # of images, beyond the least epochs
 _SCRATCH_EPOCHS = 10
 _STEPS_AN_EPOCH = 6
 _SMALLEST_BATCH, _LARGEST_BATCH = 8, 32
-_RELATIVE_STEP = 5e-3  # of the weights' own scale
 
 
 class Ruled(NamedTuple):
@@ -120,12 +120,12 @@ def epochs(facts: Facts) -> Ruled:
 
 def learning_rate(facts: Facts) -> Ruled:
     """Of the backbone."""
+    rate, _ = default_rates(facts.step_scale, facts.pretrained)
     if not facts.pretrained:
-        return Ruled(1e-3, "from scratch there is nothing to keep")
-    rate = float(f"{_RELATIVE_STEP * facts.step_scale:.2g}")
+        return Ruled(rate, "from scratch there is nothing to keep")
     return Ruled(
         rate,
-        f"{_RELATIVE_STEP:g} of the weights' own scale, {facts.step_scale:.2g}: a step of Adam is about its rate",
+        f"{RELATIVE_STEP:g} of the weights' own size, {facts.step_scale:.2g}: a step of Adam is about its rate",
         "after Shazeer and Stern 2018, arXiv:1804.04235, section 8",
     )
 
@@ -149,8 +149,10 @@ def batch_norm(facts: Facts, batch_size: int) -> Ruled:
     return Ruled("batch", f"batches of {batch_size} are enough to be measured", MEASURED)
 
 
-def test_time_augmentation(orientation: str) -> Ruled:
+def test_time_augmentation(facts: Facts, orientation: str) -> Ruled:
     """Views of an image that are averaged in evaluation and in the registered model."""
+    if not facts.pretrained:
+        return Ruled("none", "as it is served, in one pass")
     if orientation == "upright":
         return Ruled("none", "images must not be turned")
     return Ruled("flip", "an image and its mirror image, which takes twice as long where it is served", MEASURED)
