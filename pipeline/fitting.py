@@ -97,7 +97,7 @@ class Fitting:
             enable_version_counter=False,
         )
         self.start = StartingPoint(lambda: self.folder.path / START)
-        self.epochs = EpochLines(self.best)
+        self.epochs = EpochLines(None if self.interpolates else self.best)
 
     @property
     def callbacks(self) -> list[Callback]:
@@ -107,8 +107,8 @@ class Fitting:
             callbacks.append(RunRecorder(self.logger, self.folder, self.data_facts, self.tags))
         if self.patience is not None:
             callbacks.append(EarlyStopping(self.monitor, mode=MONITORS[self.monitor], patience=self.patience))
-        keeping = [self.start] if self.interpolates else []
-        return [*callbacks, self.collector, self.epochs, self.best, *keeping, LastCheckpoint(self.folder)]
+        keeping = self.start if self.interpolates else self.best
+        return [*callbacks, self.collector, self.epochs, keeping, LastCheckpoint(self.folder)]
 
     def run(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule, checkpoint: Path | None) -> None:
         """Do it.

@@ -101,10 +101,10 @@ class EpochLines(Callback):
     """One plain line an epoch, and the training throughput.
 
     Args:
-        best: decides which epoch is best.
+        best: decides which epoch is best; None: none is chosen.
     """
 
-    def __init__(self, best: ModelCheckpoint) -> None:
+    def __init__(self, best: ModelCheckpoint | None) -> None:
         self.best = best
         self.images = 0
         self.seconds = 0.0
@@ -141,17 +141,18 @@ class EpochLines(Callback):
         shown = "  ".join(f"{name.removesuffix('_epoch')} {metrics[name]:.4f}" for name in names if name in metrics)
         seconds = time.perf_counter() - self._epoch_started
         line = f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}  {shown}  {seconds:5.1f} s"
-        line += f"  best {self.best.monitor}" if self._is_best(metrics) else ""
+        line += f"  best {self.best.monitor}" if self.best is not None and _is_best(self.best, metrics) else ""
         if trainer.is_global_zero:
             bar = trainer.progress_bar_callback
             bar.print(line) if bar is not None else say(line)
 
-    def _is_best(self, metrics: dict[str, float]) -> bool:
-        # The checkpoint is written after this line, and knows the best score before.
-        assert self.best.monitor is not None
-        value, so_far = metrics.get(self.best.monitor), self.best.best_model_score
-        if value is None:
-            return False  # this epoch was not validated
-        if so_far is None:
-            return True
-        return value < float(so_far) if self.best.mode == "min" else value > float(so_far)
+
+def _is_best(best: ModelCheckpoint, metrics: dict[str, float]) -> bool:
+    # The checkpoint is written after this line, and knows the best score before.
+    assert best.monitor is not None
+    value, so_far = metrics.get(best.monitor), best.best_model_score
+    if value is None:
+        return False  # this epoch was not validated
+    if so_far is None:
+        return True
+    return value < float(so_far) if best.mode == "min" else value > float(so_far)

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -11,6 +12,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from pipeline.runs import LAST, RunFolder
+
+# Between two checkpoints at least so many times as long as it takes to save one, so that it costs a twentieth at most.
+_LEAST_PAUSE = 20
 
 
 class LastCheckpoint(Checkpoint):
@@ -20,9 +24,9 @@ class LastCheckpoint(Checkpoint):
     raised: an exception in the middle of a step would leave the optimizer half applied and the data loader a batch
     ahead. A second Ctrl-C stops at once, and the checkpoint saved before remains.
 
-    It saves when an epoch is over for every other callback, early stopping and the best checkpoint included, which is
-    why it is a ``Checkpoint`` and stands last. (``ModelCheckpoint(save_last=True)`` of Lightning 2.6.6 leaves out
-    epochs that are not the best so far.)
+    It saves when an epoch is over (of epochs that take hardly longer than saving, not every one) for every other
+    callback, early stopping and the best checkpoint included, which is why it is a ``Checkpoint`` and stands last.
+    (``ModelCheckpoint(save_last=True)`` of Lightning 2.6.6 leaves out epochs that are not the best so far.)
 
     Args:
         folder: the run's folder.
@@ -32,6 +36,8 @@ class LastCheckpoint(Checkpoint):
         self.folder = folder
         self._asked = False
         self._previous: Any = None
+        self._saved: float | None = None
+        self._pause = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not before: what comes earlier (a head is solved) can be stopped at any moment, and is begun again.
@@ -71,12 +77,28 @@ class LastCheckpoint(Checkpoint):
             raise KeyboardInterrupt
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.save_checkpoint(self.folder.path / LAST)
-        if self._all_asked(trainer):
+        asked = self._all_asked(trainer)
+        if asked or _is_last_epoch(trainer) or self._all_due(trainer):
+            began = time.monotonic()
+            trainer.save_checkpoint(self.folder.path / LAST)
+            self._saved = time.monotonic()
+            self._pause = _LEAST_PAUSE * (self._saved - began)
+        if asked:
             raise KeyboardInterrupt
+
+    def _all_due(self, trainer: Trainer) -> bool:
+        # All processes take part in saving, and their clocks differ.
+        return trainer.strategy.broadcast(self._saved is None or time.monotonic() - self._saved >= self._pause)
 
     def _all_asked(self, trainer: Trainer) -> bool:
         # All processes stop at the same step, whoever heard the signal first.
         if trainer.world_size > 1:
             return trainer.strategy.reduce_boolean_decision(self._asked, all=False)
         return self._asked
+
+
+def _is_last_epoch(trainer: Trainer) -> bool:
+    # (The loop itself cannot be asked: its answer changes its state, and the checkpoint would be of another epoch.)
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    of_epochs = epochs is not None and 0 <= epochs <= trainer.current_epoch + 1
+    return of_epochs or 0 <= steps <= trainer.global_step or trainer.should_stop

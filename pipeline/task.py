@@ -1,6 +1,7 @@
 """What is learned: image classification with a network, its loss, its metrics and its optimizer."""
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
@@ -153,6 +154,7 @@ class ClassificationTask(LightningModule):
         # Of the probabilities; fitted when training is over, and kept in the best checkpoint.
         self.register_buffer("temperature", torch.ones(()))
         self.class_shares = class_shares
+        self._in_training = False
         self.val_metrics = validation_metrics(len(classes), multi_label)
         # Weighted by images, because processes may hold unequally many; Lightning's own mean over processes is not.
         self.train_loss = MeanMetric()
@@ -198,10 +200,17 @@ class ClassificationTask(LightningModule):
         ]
         return temper(torch.stack(answers).mean(dim=0), self.temperature, self.hparams["multi_label"])
 
+    def on_train_end(self) -> None:
+        self._in_training = False
+
     def on_train_start(self) -> None:
+        self._in_training = True
         # Once: the trainer gives every module its own mode back after validation.
         if self.hparams["batch_norm"] == "stored":
             use_stored_statistics(self.network)
+
+    def _plain_answer(self, images: Tensor) -> Tensor:
+        return to_probabilities(self(images), self.hparams["multi_label"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, target = self.normalise(batch["image"]), batch["target"]
@@ -223,7 +232,8 @@ class ClassificationTask(LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
-        outputs = self._evaluate(batch)
+        # While training goes on, one view says well enough how it goes.
+        outputs = self._evaluate(batch, self._plain_answer if self._in_training else self.answer)
         probabilities, target = outputs["probabilities"], batch["target"]
         self.val_metrics.update(probabilities, target)
         self.val_loss.update(_log_loss(probabilities, target), len(target))
@@ -232,14 +242,14 @@ class ClassificationTask(LightningModule):
         return outputs
 
     def test_step(self, batch: Batch, batch_idx: int) -> Batch:
-        return self._evaluate(batch)
+        return self._evaluate(batch, self.answer)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
-        return self._evaluate(batch)
+        return self._evaluate(batch, self.answer)
 
-    def _evaluate(self, batch: Batch) -> Batch:
+    def _evaluate(self, batch: Batch, answer: Callable[[Tensor], Tensor]) -> Batch:
         with torch.autocast(self.device.type, enabled=False), _full_float32():
-            probabilities = self.answer(batch["image"])
+            probabilities = answer(batch["image"])
         return {"index": batch["index"], "target": batch["target"], "probabilities": probabilities}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -13,6 +13,8 @@ from pipeline.cli import main
 from pipeline.models.family import FAMILY
 from tests.support import fast, write_images
 
+STRATEGIES = "FullFineTuning, GradualUnfreezing, LinearProbe, ProbeThenFineTune"
+
 
 @pytest.fixture
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -78,8 +80,8 @@ def running_runs() -> list[str]:
         ("--data.train_transforms=wild", "expected light, standard, strong, trivial_augment or a list"),
         ("--data.rot=somewhere", "did you mean data.root"),
         ("--data=ElpvDataModul", "did you mean ElpvDataModule? set data"),
-        ("--finetuning=LinearProb", "expected FullFineTuning, GradualUnfreezing, LinearProbe, ProbeThenFineTune or the import path"),
-        ("--finetuning=Strategy", "expected FullFineTuning, GradualUnfreezing, LinearProbe, ProbeThenFineTune or the import path"),
+        ("--finetuning=LinearProb", f"expected {STRATEGIES} or the import path"),
+        ("--finetuning=Strategy", f"expected {STRATEGIES} or the import path"),
         ("--finetuning={class_path: GradualUnfreezing, init_args: {share: 0}}", "finetuning.share: expected a share"),
         ("--model.layer_decay=0", "model.layer_decay: expected a factor in (0, 1], found 0"),
         ("--budget=soon", "--budget: expected a time such as 90s, 5m or 1h30m, found 'soon'"),

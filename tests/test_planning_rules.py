@@ -74,7 +74,7 @@ def test_small_batches_keep_stored_statistics() -> None:
 def test_few_images_pass_more_often() -> None:
     epochs = [rules.epochs(replace(FACTS, images=images)).value for images in (4, 100, 1_500, 100_000)]
     assert epochs == sorted(epochs, reverse=True)
-    assert epochs[0] == 30
+    assert epochs[0] == 20
     assert epochs[-1] == 3
 
 

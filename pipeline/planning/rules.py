@@ -1,7 +1,7 @@
 """The rules: from what is known to what is chosen, each with its reason and where it was found.
 
-``docs/defaults.md`` has the measurements. A rule is a function of :class:`~pipeline.planning.facts.Facts` and of
-earlier choices, and gives a value, a reason, and a source.
+A rule is a function of :class:`~pipeline.planning.facts.Facts` and of earlier choices, and gives a value, a reason, and
+where the rule comes from, where it is not our own.
 """
 
 from typing import Any, NamedTuple
@@ -10,8 +10,6 @@ from pipeline.finetuning.optimization import RELATIVE_STEP, default_rates
 from pipeline.planning.budget import Fitted
 from pipeline.planning.duration import in_words
 from pipeline.planning.facts import Facts
-
-MEASURED = "docs/defaults.md"
 
 #: Beyond this many training images a fresh head has found its place before the first epoch is over, and a pass over all
 #: of them to solve it costs as much as that epoch.
@@ -23,8 +21,8 @@ _STRIDE = 32  # of the networks: other sizes are cut off at the border
 _CPU_SIZE = 160
 # What evaluation sees is larger than what is trained on, because random crops show things enlarged (Touvron et al.).
 _ENLARGED = 1.2
-_LEAST_EPOCHS, _MOST_EPOCHS = 3, 30
-_PASSES = 2_000  # of images, beyond the least epochs
+_LEAST_EPOCHS, _MOST_EPOCHS = 3, 20
+_PASSES = 1_000  # of images, beyond the least epochs
 _SCRATCH_EPOCHS = 10
 _STEPS_AN_EPOCH = 6
 _SMALLEST_BATCH, _LARGEST_BATCH = 8, 32
@@ -63,9 +61,9 @@ def train_size(facts: Facts) -> Ruled:
     most = facts.weights_size if facts.device != "cpu" or not facts.pretrained else min(_CPU_SIZE, facts.weights_size)
     own = max(_STRIDE, -(-facts.short_side // _STRIDE) * _STRIDE)
     if own < most:
-        return Ruled(own, f"the images have {facts.short_side} px, and enlarging them costs time alone", MEASURED)
+        return Ruled(own, f"the images have {facts.short_side} px, and enlarging them costs time alone")
     if most < facts.weights_size:
-        return Ruled(most, "on a processor the time is better spent on more epochs than on more pixels", MEASURED)
+        return Ruled(most, "on a processor the time is better spent on more epochs than on more pixels")
     return Ruled(most, "what the weights were trained with")
 
 
@@ -95,7 +93,7 @@ def image_size(facts: Facts, trained: int) -> Ruled:
 
 def crop_fraction(facts: Facts) -> Ruled:
     """Share of the short side that evaluation keeps."""
-    return Ruled(1.0, "the subject may reach to the border", MEASURED)
+    return Ruled(1.0, "the subject may reach to the border")
 
 
 def batch_size(facts: Facts) -> Ruled:
@@ -105,7 +103,7 @@ def batch_size(facts: Facts) -> Ruled:
         size //= 2
     if size == _LARGEST_BATCH:
         return Ruled(size, "enough for batch normalisation, small enough for many steps")
-    return Ruled(size, f"so that {facts.images:,} images make at least {_STEPS_AN_EPOCH} steps an epoch", MEASURED)
+    return Ruled(size, f"so that {facts.images:,} images make at least {_STEPS_AN_EPOCH} steps an epoch")
 
 
 def epochs(facts: Facts) -> Ruled:
@@ -113,9 +111,7 @@ def epochs(facts: Facts) -> Ruled:
     if not facts.pretrained:
         return Ruled(_SCRATCH_EPOCHS, "from scratch; more of them would help")
     number = min(_MOST_EPOCHS, _LEAST_EPOCHS + round(_PASSES / facts.images))
-    return Ruled(
-        number, f"few images need more passes: {_LEAST_EPOCHS} + {_PASSES:,} / {facts.images:,} images", MEASURED
-    )
+    return Ruled(number, f"few images need more passes: {_LEAST_EPOCHS} + {_PASSES:,} / {facts.images:,} images")
 
 
 def learning_rate(facts: Facts) -> Ruled:
@@ -145,8 +141,8 @@ def batch_norm(facts: Facts, batch_size: int) -> Ruled:
         return Ruled("batch", "from scratch there are no statistics to keep")
     if batch_size < LEAST_FOR_STATISTICS:
         reason = f"batches of {batch_size} are too small to be measured; the weights brought better statistics"
-        return Ruled("stored", reason, "Wu and He 2018, arXiv:1803.08494, figure 1; " + MEASURED)
-    return Ruled("batch", f"batches of {batch_size} are enough to be measured", MEASURED)
+        return Ruled("stored", reason, "Wu and He 2018, arXiv:1803.08494, figure 1")
+    return Ruled("batch", f"batches of {batch_size} are enough to be measured")
 
 
 def test_time_augmentation(facts: Facts, orientation: str) -> Ruled:
@@ -155,7 +151,7 @@ def test_time_augmentation(facts: Facts, orientation: str) -> Ruled:
         return Ruled("none", "as it is served, in one pass")
     if orientation == "upright":
         return Ruled("none", "images must not be turned")
-    return Ruled("flip", "an image and its mirror image, which takes twice as long where it is served", MEASURED)
+    return Ruled("flip", "an image and its mirror image, which takes twice as long where it is served")
 
 
 def strategy_of(name: str) -> dict[str, Any]:

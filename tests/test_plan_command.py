@@ -1,0 +1,160 @@
+"""Plans from the command line: shown, kept, followed, repeated, and overruled by what a person sets."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from pipeline.checkpoints import read_checkpoint
+from pipeline.cli import main
+from pipeline.models.backbones import create_backbone
+from pipeline.planning import session
+from tests.support import write_images
+
+MACHINE = ["--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Of a run in which everything is open that a plan can choose."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(1)
+    save_file(create_backbone("resnet20", 10).state_dict(), tmp_path / "weights.safetensors")
+    write_images(tmp_path / "images", per_class=12)
+    weights = ["--model.backbone=resnet20", f"--model.weights={tmp_path / 'weights.safetensors'}"]
+    return [f"--data.root={tmp_path / 'images'}", *weights, *MACHINE, "--trainer.logger=false"]
+
+
+def runs() -> list[Path]:
+    return sorted(Path("runs").iterdir(), key=lambda folder: folder.stat().st_mtime)
+
+
+def settings_of(choices: list[dict[str, Any]]) -> dict[str, Any]:
+    return {choice["setting"]: choice["value"] for choice in choices}
+
+
+def test_it_shows_every_choice_and_trains_nothing(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *arguments]) == 0
+    out = capsys.readouterr().out
+    for words in ("finetuning", "ProbeThenFineTune", "arXiv:2202.10054", "trainer.max_epochs", "model.learning_rate"):
+        assert words in out
+    assert "set by you" in next(line for line in out.splitlines() if "trainer.precision" in line)
+    assert not Path("runs").exists()
+
+
+def test_what_is_set_wins_and_is_shown_as_set(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *arguments, "--data.batch_size=4", "--finetuning=FullFineTuning"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert lines["data.batch_size"].split()[1:] == ["4", "set", "by", "you"]
+    assert lines["finetuning"].split()[1:] == ["FullFineTuning", "set", "by", "you"]
+    assert "batches of 4 are too small" in lines["model.batch_norm"]  # later choices follow it
+    assert "a fresh head" in lines["model.head_learning_rate"]
+
+
+def test_fit_does_what_was_planned_and_its_configuration_repeats_it(arguments: list[str]) -> None:
+    assert main(["plan", *arguments, "--to=plan.yaml"]) == 0
+    planned = yaml.safe_load(Path("plan.yaml").read_text())
+    assert main(["fit", *arguments, "--trainer.max_epochs=2"]) == 0
+    (first,) = runs()
+    config = yaml.safe_load((first / "config.yaml").read_text())
+    for name, value in planned["data"]["init_args"].items():
+        assert config["data"]["init_args"][name] == value
+    kept = json.loads((first / "plan.json").read_text())["choices"]
+    assert settings_of(kept)["trainer.max_epochs"] == 2
+    assert {choice["setting"] for choice in kept if choice["by_user"]} == {"trainer.precision", "trainer.max_epochs"}
+    assert main(["fit", f"--config={first / 'config.yaml'}"]) == 0
+    second = runs()[-1]
+    assert second != first
+    same, again = (read_checkpoint(folder / "last.ckpt")["state_dict"] for folder in (first, second))
+    assert all(torch.equal(value, again[name]) for name, value in same.items())
+    assert all(choice["by_user"] for choice in json.loads((second / "plan.json").read_text())["choices"])
+
+
+def test_a_run_that_is_resumed_is_not_planned_again(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["fit", *arguments, "--trainer.max_epochs=1"]) == 0
+    (first,) = runs()
+    (first / "summary.json").unlink()  # as if it had been interrupted before its tests were over
+    monkeypatch.setattr(session, "gather_facts", lambda *_: pytest.fail("planned again"))
+    assert main(["fit", *arguments, "--trainer.max_epochs=1", "--ckpt_path=last"]) == 0
+    assert runs() == [first]
+    before = json.loads((first / "plan.json").read_text())["choices"]
+    assert main(["fit", *arguments, f"--ckpt_path={first / 'last.ckpt'}", "--trainer.max_epochs=2"]) == 0
+    after = json.loads((runs()[-1] / "plan.json").read_text())["choices"]
+    changed = {name for name, value in settings_of(after).items() if settings_of(before)[name] != value}
+    assert changed == {"trainer.max_epochs"}
+
+
+def test_from_scratch_there_is_less_to_choose(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *arguments, "--model.weights=null"]) == 0
+    out = capsys.readouterr().out
+    assert "there are no pretrained weights to build on" in out
+    assert "from scratch there is nothing to keep" in out
+
+
+def test_a_budget_is_kept_and_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *arguments, "--budget=30m"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("expected to take ")
+    long = int(next(line for line in out.splitlines() if "trainer.max_epochs" in line).split()[1])
+    assert main(["plan", *arguments, "--budget=1s"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --budget: expected at least ")
+    assert "found 1 s" in error
+    assert long > 20  # more than without a budget, where there are so few images
+
+
+def test_processes_started_together_cannot_each_measure(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert main(["plan", *arguments, "--budget=30m"]) == 2
+    assert "--budget: expected one process that measures" in capsys.readouterr().err
+
+
+def test_a_plan_needs_a_folder_to_be_written_to(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *arguments, "--to=nowhere/plan.yaml"]) == 2
+    assert "--to: expected a file in an existing folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("counts", [{"a": 6, "b": 6}, {"a": 120, "b": 4}])
+def test_few_images_and_very_uneven_classes_get_a_plan_that_trains(
+    image_folder: Any, counts: dict[str, int], arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = image_folder(counts, "few")
+    few = [argument for argument in arguments if not argument.startswith("--data.root")]
+    assert main(["fit", f"--data.root={root}", *few, "--trainer.max_epochs=1"]) == 0
+    assert "test: " in capsys.readouterr().out
+
+
+def test_many_classes_of_three_images(tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    for number in range(60):
+        folder = tmp_path / "many" / f"class{number:03}"
+        folder.mkdir(parents=True)
+        for image in range(3):
+            Image.new("RGB", (40, 40), (4 * number, 255 - 4 * number, 80 * image)).save(folder / f"{image}.png")
+    few = [argument for argument in arguments if not argument.startswith("--data.root")]
+    assert main(["fit", f"--data.root={tmp_path / 'many'}", *few, "--trainer.max_epochs=1"]) == 0
+    assert "classes    60" in capsys.readouterr().out
+
+
+def test_images_smaller_than_the_network_are_enlarged(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "small", per_class=8, size=12)
+    few = [argument for argument in arguments if not argument.startswith("--data.root")]
+    assert main(["fit", f"--data.root={tmp_path / 'small'}", *few, "--trainer.max_epochs=1"]) == 0
+    assert "input 32x32" in capsys.readouterr().out
+
+
+def test_one_class_is_no_classification(
+    image_folder: Any, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = [argument for argument in arguments if not argument.startswith("--data.root")]
+    assert main(["plan", f"--data.root={image_folder({'only': 6}, 'one')}", *few]) == 2
+    assert "expected images of at least 2 classes" in capsys.readouterr().err
