@@ -1,7 +1,8 @@
 """A linear classifier on features of a frozen network, solved to the optimum instead of trained by epochs."""
 
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from sklearn.model_selection import StratifiedGroupKFold
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional
 
@@ -69,7 +71,31 @@ def fit_probe(
         >>> (features @ probe.weight.T + probe.bias).argmax(1).tolist()
         [0, 0, 1, 1]
     """
-    features = features.float()
+    with _one_thread():
+        return _fit(features.float(), targets, classes, weights, together, penalties, seed)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """What is multiplied here is small: several threads wait for each other twenty times as long as one computes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fit(
+    features: Tensor,
+    targets: Tensor,
+    classes: int,
+    weights: Tensor | None,
+    together: Sequence[Hashable] | None,
+    penalties: Sequence[float],
+    seed: int,
+) -> Probe:
     truth = functional.one_hot(targets, classes).float() if targets.ndim == 1 else targets.float()
     share = torch.ones(len(features)) if weights is None else weights.float()
     mean = share @ features / share.sum()
