@@ -158,3 +158,17 @@ def test_one_class_is_no_classification(
     few = [argument for argument in arguments if not argument.startswith("--data.root")]
     assert main(["plan", f"--data.root={image_folder({'only': 6}, 'one')}", *few]) == 2
     assert "expected images of at least 2 classes" in capsys.readouterr().err
+
+
+def test_unreadable_images_are_in_nobody_s_way(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("000", "003", "007"):
+        Path("images/red", f"{name}.png").write_bytes(b"no picture")
+    assert (
+        main(["fit", *arguments, "--data.unreadable=skip", "--finetuning=FullFineTuning", "--trainer.max_epochs=1"])
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert "not tried, because there are unreadable images" in " ".join(out.split())
+    assert "skipped    3 images that cannot be read" in out
+    assert main(["fit", *arguments]) == 2
+    assert "found 3 that cannot" in capsys.readouterr().err

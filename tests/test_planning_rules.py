@@ -131,6 +131,15 @@ def test_too_little_time_to_train_still_solves_a_head() -> None:
         fitted(12)
 
 
+def test_epochs_that_are_set_are_not_changed() -> None:
+    budget = Budget(200, 10, PACE, FACTS, views=2)
+    sizes = {epochs: budget.fit(SIZES, 4, 160, True, epochs) for epochs in (1, 4, 12)}
+    assert {epochs: found.epochs for epochs, found in sizes.items()} == {1: 1, 4: 4, 12: 12}
+    assert sizes[1].train_size > sizes[12].train_size
+    with pytest.raises(UserError, match="--budget: expected at least"):
+        budget.fit(SIZES, 4, 160, True, 100)
+
+
 def test_where_a_gpu_computes_reading_hides_behind_it() -> None:
     shared, apart = PACE, replace(PACE, shares_cores=False)
     assert shared.trained == pytest.approx(0.012)

@@ -71,7 +71,9 @@ class Budget:
         )
         return self.spent + _OPENING + trying + once + epochs * each + _CLOSING
 
-    def fit(self, sizes: Sequence[tuple[int, int]], usual: int, usual_size: int, solved: bool) -> Fitted:
+    def fit(
+        self, sizes: Sequence[tuple[int, int]], usual: int, usual_size: int, solved: bool, epochs: int | None = None
+    ) -> Fitted:
         """The most that fits: pixels up to the most there are while the usual number of epochs does, then epochs.
 
         Args:
@@ -79,22 +81,27 @@ class Budget:
             usual: epochs without a budget.
             usual_size: of images that are trained on without a budget.
             solved: whether the head is solved before.
+            epochs: that a person has set; none: as many as fit.
 
         Raises:
-            UserError: not even a solved head does.
+            UserError: not even a solved head does, or not as many epochs as are set.
         """
         allowed = _PLANNED * self.seconds
         for train_size, image_size in sorted(sizes, reverse=True):
             start = self.expected(train_size, image_size, 0, solved)
             each = self.expected(train_size, image_size, 1, solved) - start
-            epochs = min(_MOST_TIMES * usual, int((allowed - start) // each))
-            least = usual if train_size > usual_size else max(1, round(usual * _LEAST_SHARE))
-            if epochs >= least:
-                return Fitted(train_size, epochs, start + epochs * each)
+            if epochs is not None:
+                most = least = epochs
+            else:
+                most = _MOST_TIMES * usual
+                least = usual if train_size > usual_size else max(1, round(usual * _LEAST_SHARE))
+            fitting = min(most, int((allowed - start) // each))
+            if fitting >= least:
+                return Fitted(train_size, fitting, start + fitting * each)
         shortest = None
         for train_size, image_size in sorted(sizes, reverse=True):
-            shortest = self.expected(train_size, image_size, 0, True)
-            if solved and shortest <= allowed:
+            shortest = self.expected(train_size, image_size, epochs or 0, solved)
+            if solved and epochs is None and shortest <= allowed:
                 return Fitted(train_size, 0, shortest)
         assert shortest is not None
         raise UserError(

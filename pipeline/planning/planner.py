@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jsonargparse import Namespace
 
-from datamodules import ImageDataModule
+from datamodules import DataError, ImageDataModule
 from pipeline.finetuning.features import task_features
 from pipeline.finetuning.solving import feature_folder, held_out_together
 from pipeline.planning import rules
@@ -75,6 +75,8 @@ class Planner:
         """
         facts = self.facts
         strategy, size, passes = rules.strategy(facts), rules.train_size(facts), rules.epochs(facts)
+        if (given := self._given(IMAGE_SIZE)) is not None:
+            size = Ruled(given, "as image_size, which you set")
         expected = None
         if seconds is not None:
             fitted = self._fit(seconds, started, strategy, size, passes)
@@ -82,8 +84,6 @@ class Planner:
             expected = fitted.seconds
         self._settle("trainer.precision", Ruled(*precision))
         chosen = self._settle("finetuning", strategy)["class_path"].rpartition(".")[2]
-        if (given := self.settings[IMAGE_SIZE]) not in OPEN:
-            size = Ruled(given, "as image_size, which you set")
         trained = self._settle(TRAIN_SIZE, size)
         self._settle(IMAGE_SIZE, rules.image_size(facts, trained))
         self._settle(CROP, rules.crop_fraction(facts))
@@ -101,25 +101,33 @@ class Planner:
 
     def _fit(self, seconds: float, started: float, strategy: Ruled, size: Ruled, passes: Ruled) -> Fitted:
         """What fits into the time, of what is not set."""
-        bench = self.bench
-        sizes = [size.value] if self.facts.fixed_size else sorted({*_SIZES, size.value})
-        sizes = [tried for tried in sizes if tried <= max(size.value, self.facts.weights_size)]
-        if self.settings[TRAIN_SIZE] not in OPEN:
-            sizes = [self.settings[TRAIN_SIZE]]
-        both = [(tried, rules.image_size(self.facts, tried).value) for tried in sizes]
-        precision = partial(computing, bench.precision, self.facts.device)
-        pace = measure_pace(bench.task, bench.data, size.value, rules.batch_size(self.facts).value, precision)
-        budget = Budget(seconds, time.perf_counter() - started, pace, self.facts, _EXPECTED_VIEWS)
-        solved = strategy.value == rules.strategy_of("ProbeThenFineTune")
-        return budget.fit(both, passes.value, size.value, solved)
+        bench, facts = self.bench, self.facts
+        given = self._given(TRAIN_SIZE) or self._given(IMAGE_SIZE)
+        if given is not None or facts.fixed_size:
+            sizes = [given or size.value]
+        else:
+            sizes = [tried for tried in {*_SIZES, size.value} if tried <= max(size.value, facts.weights_size)]
+        both = [(tried, self._given(IMAGE_SIZE) or rules.image_size(facts, tried).value) for tried in sizes]
+        precision = partial(computing, bench.precision, facts.device)
+        pace = measure_pace(bench.task, bench.data, size.value, rules.batch_size(facts).value, precision)
+        budget = Budget(seconds, time.perf_counter() - started, pace, facts, _EXPECTED_VIEWS)
+        named = (self._given("finetuning") or strategy.value)["class_path"].rpartition(".")[2]
+        epochs = 0 if named == "LinearProbe" else self._given(EPOCHS)
+        return budget.fit(both, passes.value, size.value, named in ("ProbeThenFineTune", "LinearProbe"), epochs)
+
+    def _given(self, setting: str) -> Any:
+        """What a person has set; None where it is open."""
+        given = self.settings.get(setting)
+        if given in OPEN:
+            return None
+        return given.as_dict() if isinstance(given, Namespace) else given
 
     def _settle(self, setting: str, ruled: Ruled | Callable[[], Ruled]) -> Any:
         """The value that is set, or what the rule says."""
-        given = self.settings.get(setting)
-        if given not in OPEN:
-            value = given.as_dict() if isinstance(given, Namespace) else given
-            self.choices[setting] = Choice(setting, value, by_user=True)
-            return value
+        given = self._given(setting)
+        if given is not None:
+            self.choices[setting] = Choice(setting, given, by_user=True)
+            return given
         found = ruled() if callable(ruled) else ruled
         self.choices[setting] = Choice(setting, *found)
         return found.value
@@ -128,15 +136,17 @@ class Planner:
         facts = self.facts
         if not facts.pretrained or facts.multi_label or facts.images > rules.MOST_SOLVED:
             return Ruled("mirrored", "what is common for photographs; not tried here")
-        recognised = self._try_turns()
+        try:
+            recognised = self._try_turns()
+        except DataError:  # whether that is an error is settled later, with all such images named
+            return Ruled("mirrored", "what is common for photographs; not tried, because there are unreadable images")
         if recognised is None:
             return Ruled("mirrored", "what is common for photographs; too few images to try it")
         return Ruled(recognised.orientation, recognised.in_words())
 
     def _feature_folder(self) -> Path:
         """Where the strategy will look for what is computed here."""
-        given = self.settings.finetuning
-        named = given.init_args.get("features") if isinstance(given, Namespace) and "init_args" in given else None
+        named = (self._given("finetuning") or {}).get("init_args", {}).get("features")
         return feature_folder() if named is None else Path(named).expanduser()
 
     def _try_turns(self) -> Recognised | None:
