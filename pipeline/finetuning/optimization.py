@@ -10,6 +10,8 @@ from pipeline.models.backbones import depth_groups
 
 #: A step, as a share of the weights' own size.
 RELATIVE_STEP = 7e-3
+#: A step that norms and biases of any pretrained network can stand.
+MOST = 2e-4
 _SCRATCH_RATE = 1e-3
 
 
@@ -33,8 +35,8 @@ def default_rates(scale: float, pretrained: bool) -> tuple[float, float]:
 
     A step of Adam moves every weight by about the rate: a rate that is a share of the weights' own size means the same
     for all weights, however they are scaled (after Shazeer and Stern 2018, https://arxiv.org/abs/1804.04235, section
-    8). Pretrained features are worth keeping and want small steps; a fresh head learns faster. From scratch there is
-    nothing to keep.
+    8). Norms and biases have a size of their own, whatever that of the weights, and limit the rate. Pretrained features
+    are worth keeping and want small steps; a fresh head learns faster. From scratch there is nothing to keep.
 
     Args:
         scale: of the weights (:func:`weight_scale`).
@@ -46,7 +48,7 @@ def default_rates(scale: float, pretrained: bool) -> tuple[float, float]:
     """
     if not pretrained:
         return _SCRATCH_RATE, _SCRATCH_RATE
-    rate = float(f"{RELATIVE_STEP * scale:.2g}")
+    rate = float(f"{min(RELATIVE_STEP * scale, MOST):.2g}")
     return rate, 10 * rate
 
 

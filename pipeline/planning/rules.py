@@ -6,7 +6,7 @@ where the rule comes from, where it is not our own.
 
 from typing import Any, NamedTuple
 
-from pipeline.finetuning.optimization import RELATIVE_STEP, default_rates
+from pipeline.finetuning.optimization import MOST, RELATIVE_STEP, default_rates
 from pipeline.planning.budget import Fitted
 from pipeline.planning.duration import in_words
 from pipeline.planning.facts import Facts
@@ -119,6 +119,8 @@ def learning_rate(facts: Facts) -> Ruled:
     rate, _ = default_rates(facts.step_scale, facts.pretrained)
     if not facts.pretrained:
         return Ruled(rate, "from scratch there is nothing to keep")
+    if rate == MOST:
+        return Ruled(rate, "the most that norms and biases can stand; the weights' own size would allow more")
     return Ruled(
         rate,
         f"{RELATIVE_STEP:g} of the weights' own size, {facts.step_scale:.2g}: a step of Adam is about its rate",
