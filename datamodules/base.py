@@ -141,10 +141,8 @@ class ImageDataModule(LightningDataModule):
         self.preprocessing = Preprocessing.from_dict(record)
         if train_size != "auto" and train_size < 32:
             raise DataError(f"data.train_size: expected at least 32 pixels, found {train_size}.")
-        size, turned = (
-            (None if train_size == "auto" else train_size),
-            "mirrored" if orientation == "auto" else orientation,
-        )
+        size = None if train_size == "auto" else train_size
+        turned: Orientation = "mirrored" if orientation == "auto" else orientation
         self.augmentation = Augmentation(train_transforms, self.preprocessing, size, turned)
         #: Told what takes long: its name, how much is done, of how many.
         self.progress: Callable[[str, int, int], None] = lambda *_: None

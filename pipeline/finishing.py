@@ -43,6 +43,7 @@ def interpolated_checkpoint(
         last, prefix = read_checkpoint(folder / LAST)["state_dict"], "network."
         end = {name.removeprefix(prefix): tensor for name, tensor in last.items() if name.startswith(prefix)}
         first = start.read()
+        task.to(trainer.strategy.root_device)  # which the trainer took it from when training was over
         share = choose_share(first, end, _Validation(task, data, str(trainer.precision)))
         interpolate_checkpoint(
             folder / LAST, best, {f"{prefix}{n}": t for n, t in between(first, end, share).items()}, share

@@ -138,7 +138,7 @@ class Fitting:
 
     def _choose(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule) -> tuple[Path, str]:
         """The best checkpoint, and in words how it was chosen."""
-        if self.start.file.is_file():
+        if self.interpolates:
             best, share = interpolated_checkpoint(trainer, task, data, self.folder.path, self.start)
             return best, f"{share:.0%} of the way from the solved head to the last epoch, chosen by log loss here"
         if self.best.best_model_path:

@@ -258,7 +258,8 @@ class TransferCLI(LightningCLI):
                 data.dataset_name, table.listing.storage.location, table.digest, counts, lambda: data.left_out
             ),
             started=self.started,
-            interpolates=self.strategy.interpolates,
+            # A run that begins from a checkpoint of another one did not see where the training began.
+            interpolates=self.strategy.interpolates and (self.checkpoint is None or self.resumed is not None),
         )
 
     @property

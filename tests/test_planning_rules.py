@@ -216,3 +216,10 @@ def test_a_run_that_goes_on_keeps_what_was_chosen_and_follows_what_is_set_now() 
     assert settings.finetuning.class_path == "pipeline.finetuning.LinearProbe"
     assert settings.data.init_args.batch_size == 4
     assert settings.trainer.max_epochs == 7
+
+
+def test_settings_of_a_strategy_are_kept_by_a_run_that_goes_on() -> None:
+    strategy = {"class_path": "pipeline.finetuning.ProbeThenFineTune", "init_args": {"interpolate": False}}
+    settings = Namespace(finetuning=None)
+    Plan((Choice("finetuning", strategy, by_user=True),)).taken_over(settings).apply(settings)
+    assert settings.finetuning.as_dict() == strategy

@@ -1,5 +1,6 @@
 """The head is solved on features of the untouched network, and everything is trained from there."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,9 @@ def test_a_checkpoint_keeps_its_head(
 
     monkeypatch.setattr(solving, "fit_probe", looks)
     assert main(["fit", *arguments, f"--ckpt_path={folder / 'last.ckpt'}", "--trainer.max_epochs=2"]) == 0
+    # It did not see where training began, and chooses among its epochs.
+    (second,) = set(Path("runs").iterdir()) - {folder}
+    assert json.loads((second / "summary.json").read_text())["chosen"].startswith("best checkpoint by val/")
 
 
 def test_it_needs_a_linear_head_and_a_datamodule(setting: Setting) -> None:

@@ -62,7 +62,9 @@ class Plan:
     def apply(self, settings: Any) -> None:
         """Put what was chosen into a configuration of ``fit``."""
         for setting, value in self.values.items():
-            settings[setting] = Namespace(**value, init_args=Namespace()) if isinstance(value, dict) else value
+            if isinstance(value, dict):
+                value = Namespace(class_path=value["class_path"], init_args=Namespace(value.get("init_args", {})))
+            settings[setting] = value
 
     def written_into(self, config: str) -> str:
         """A configuration in YAML with what was chosen in it; no budget is left, because nothing is open any more."""

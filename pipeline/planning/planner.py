@@ -88,6 +88,7 @@ class Planner:
         self._settle(IMAGE_SIZE, rules.image_size(facts, trained))
         self._settle(CROP, rules.crop_fraction(facts))
         if chosen == "LinearProbe":
+            self._settle(EPOCHS, Ruled(1, "a formality: the head is solved before it, and nothing is trained"))
             return Plan(tuple(self.choices.values()), expected)
         batch_size = self._settle("data.init_args.batch_size", rules.batch_size(facts))
         orientation = self._settle("data.init_args.orientation", self._orientation)
