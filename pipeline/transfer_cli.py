@@ -101,7 +101,7 @@ class TransferCLI(LightningCLI):
             self._require_epochs()
         else:
             self._take_from_checkpoint()
-            settings.finetuning = Namespace(class_path="pipeline.finetuning.FullFineTuning", init_args=Namespace())
+            settings.finetuning = _full_fine_tuning()  # a strategy has to be named, and none is needed
 
     def make_plan(self) -> Plan:
         """Choose what is open in the settings; a run that goes on keeps what was chosen for it."""
@@ -140,9 +140,20 @@ class TransferCLI(LightningCLI):
         model.weights = None
         data.preprocessing = hparams["preprocessing"]
         self.lineage = Lineage(**content[LINEAGE])
+        if not (self.checkpoint.parent / PLAN).is_file():  # which has them, too
+            self._keep_as_trained(hparams)
+
+    def _keep_as_trained(self, hparams: dict[str, Any]) -> None:
+        """What a checkpoint knows of the choices made for it, where nobody sets something else."""
+        data, model = self.settings.data.init_args, self.settings.model
         for name in ("learning_rate", "head_learning_rate"):
             if model[name] == "auto":
                 model[name] = hparams[name]
+        for name, recorded in (("image_size", "size"), ("crop_fraction", "crop")):
+            if data[name] == "auto":
+                data[name] = hparams["preprocessing"][recorded]
+        if self.settings.finetuning is None:  # its head is trained
+            self.settings.finetuning = _full_fine_tuning()
 
     def _require_epochs(self) -> None:
         epochs = self.settings.trainer.max_epochs
@@ -316,6 +327,10 @@ class TransferCLI(LightningCLI):
             paths = datamodule.paths("predict")
             write_csv(output, paths, self.collector.collected, model.classes)
             say(f"{len(paths):,} predictions in {output}")
+
+
+def _full_fine_tuning() -> Namespace:
+    return Namespace(class_path="pipeline.finetuning.FullFineTuning", init_args=Namespace())
 
 
 def _require_fitting_input(task: ClassificationTask, preprocessing: Preprocessing) -> None:

@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
+from safetensors.torch import save_file
+
+from pipeline.models.backbones import create_backbone
 
 COLOURS = {"blue": (40, 60, 200), "green": (40, 190, 60), "red": (200, 50, 40)}
 
@@ -33,6 +37,19 @@ def fast(root: Path) -> list[str]:
         "--trainer.devices=1",
         "--trainer.precision=32-true",
     ]
+
+
+def pretrained(folder: Path, per_class: int) -> list[str]:
+    """Arguments for a small network with weights, on pictures; both are made in the folder.
+
+    Args:
+        folder: for ``weights.safetensors`` and ``images``.
+        per_class: pictures of each class.
+    """
+    torch.manual_seed(1)
+    save_file(create_backbone("resnet20", 10).state_dict(), folder / "weights.safetensors")
+    write_images(folder / "images", per_class)
+    return ["--model.backbone=resnet20", f"--model.weights={folder / 'weights.safetensors'}"]
 
 
 class InterruptAt(Callback):

@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from safetensors.torch import save_file
 
 from pipeline.cli import main
 from pipeline.finetuning import GradualUnfreezing
 from pipeline.finetuning.optimization import parameter_groups
 from pipeline.models.backbones import create_backbone, depth_groups
-from tests.support import InterruptAt, fast, write_images
+from tests.support import InterruptAt, fast, pretrained
 
 
 def test_the_last_stage_joins_in_first_and_all_do_in_time() -> None:
@@ -48,10 +47,7 @@ class Seen(Callback):
 @pytest.fixture
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(1)
-    save_file(create_backbone("resnet20", 10).state_dict(), tmp_path / "weights.safetensors")
-    write_images(tmp_path / "images", per_class=12)
-    found = [*fast(tmp_path / "images"), "--model.backbone=resnet20", f"--model.weights={tmp_path}/weights.safetensors"]
+    found = [*fast(tmp_path / "images"), *pretrained(tmp_path, per_class=12)]
     chosen = ["--data.orientation=mirrored", "--model.batch_norm=batch", "--finetuning=GradualUnfreezing"]
     return ["fit", *found, *chosen, "--trainer.max_epochs=6", "--trainer.logger=false"]
 

@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from safetensors.torch import save_file
 
 from pipeline import fitting
 from pipeline.checkpoints import CALIBRATED, INTERPOLATED, read_checkpoint
 from pipeline.cli import main
 from pipeline.evaluation.predictions import Predictions
 from pipeline.finetuning.interpolation import SHARES, between, choose_share
-from pipeline.models.backbones import create_backbone
-from tests.support import InterruptAt, fast, write_images
+from tests.support import InterruptAt, fast, pretrained
 
 START = {"w": torch.tensor([0.0, 2.0]), "count": torch.tensor(3)}
 END = {"w": torch.tensor([1.0, 4.0]), "count": torch.tensor(8)}
@@ -69,10 +67,7 @@ def test_answers_that_are_too_sure_are_judged_as_they_will_be_given() -> None:
 @pytest.fixture
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(1)
-    save_file(create_backbone("resnet20", 10).state_dict(), tmp_path / "weights.safetensors")
-    write_images(tmp_path / "images", per_class=16)
-    weights = ["--model.backbone=resnet20", f"--model.weights={tmp_path}/weights.safetensors"]
+    weights = pretrained(tmp_path, per_class=16)
     features = ["--finetuning=ProbeThenFineTune", f"--finetuning.features={tmp_path}/features"]
     return ["fit", *fast(tmp_path / "images"), *weights, *features, "--trainer.max_epochs=2", "--trainer.logger=false"]
 

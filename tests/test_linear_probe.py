@@ -7,24 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.cli import main
 from pipeline.finetuning import probe, solving
 from pipeline.models import backbones
-from pipeline.models.backbones import create_backbone
 from pipeline.task import ClassificationTask
-from tests.support import COLOURS, fast, write_images
+from tests.support import COLOURS, fast, pretrained
 
 
 @pytest.fixture
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(1)
-    save_file(create_backbone("resnet20", 10).state_dict(), tmp_path / "weights.safetensors")
-    write_images(tmp_path / "images", per_class=16)
-    found = [*fast(tmp_path / "images"), "--model.backbone=resnet20", f"--model.weights={tmp_path}/weights.safetensors"]
+    found = [*fast(tmp_path / "images"), *pretrained(tmp_path, per_class=16)]
     return ["fit", *found, "--finetuning=LinearProbe", f"--finetuning.features={tmp_path}/features"]
 
 

@@ -7,13 +7,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
 
 from pipeline.checkpoints import read_checkpoint
 from pipeline.cli import main
-from pipeline.models.backbones import create_backbone
 from pipeline.planning import session
-from tests.support import write_images
+from tests.support import pretrained, write_images
 
 MACHINE = ["--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]
 
@@ -22,10 +20,7 @@ MACHINE = ["--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.devic
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Of a run in which everything is open that a plan can choose."""
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(1)
-    save_file(create_backbone("resnet20", 10).state_dict(), tmp_path / "weights.safetensors")
-    write_images(tmp_path / "images", per_class=12)
-    weights = ["--model.backbone=resnet20", f"--model.weights={tmp_path / 'weights.safetensors'}"]
+    weights = pretrained(tmp_path, per_class=12)
     return [f"--data.root={tmp_path / 'images'}", *weights, *MACHINE, "--trainer.logger=false"]
 
 
@@ -172,3 +167,19 @@ def test_unreadable_images_are_in_nobody_s_way(arguments: list[str], capsys: pyt
     assert "skipped    3 images that cannot be read" in out
     assert main(["fit", *arguments]) == 2
     assert "found 3 that cannot" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_its_plan_goes_on_as_it_was_trained(arguments: list[str]) -> None:
+    settings = [
+        "--trainer.max_epochs=1",
+        "--data.crop_fraction=0.9",
+        "--data.image_size=40",
+        "--model.learning_rate=3e-4",
+    ]
+    assert main(["fit", *arguments, *settings]) == 0
+    (first,) = runs()
+    alone = (first / "last.ckpt").rename("moved.ckpt")
+    assert main(["fit", *arguments, f"--ckpt_path={alone}", "--trainer.max_epochs=2"]) == 0
+    before, after = (read_checkpoint(path)["hyper_parameters"] for path in (alone, runs()[-1] / "last.ckpt"))
+    for name in ("preprocessing", "learning_rate", "head_learning_rate"):
+        assert before[name] == after[name]
