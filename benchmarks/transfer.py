@@ -10,31 +10,34 @@ Cases: trash, elpv and cells, each in full and with 20 images a class. Groups of
 pipeline audit`` finds them, stay on one side of the divisions of trash and elpv, a quarter of which tests, another one
 for each seed. Cells come divided: their seeds differ in the training alone and, with 20 a class, in the images drawn.
 
-Every contestant is a process of its own, with nothing beside it; seconds run from its start to its end. It starts from
-the same ResNet-18 and is told the same training images, all of which the peers train on; ours draws its validation
-images from them. Peers see images of 160 px for 5 epochs (20 with 20 images a class) in float32; ours is told nothing.
-GPUs are hidden from all. Each result is written at once as a JSON line of ``results.jsonl`` in the work folder, where a
-second run goes on; ``right`` has a digit for each image of the case's ``test.csv``, which lies there, too.
+Every contestant is a process of its own; seconds run from its start to its end, and are reported where no others took
+more than a twentieth of the processors' time beside it. It starts from the same ResNet-18 and is told the same training
+images, all of which the peers train on; ours draws its validation images from them. Peers see images of 160 px for 5
+epochs (20 with 20 images a class) in float32; ours is told nothing. GPUs are hidden from all. Each result is written at
+once as a JSON line of ``results.jsonl`` in the work folder, where a second run goes on; ``right`` has a digit for each
+image of the case's ``test.csv``, which lies there, too.
 """
 
 import argparse
 import csv
 import json
 import os
+import resource
 import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+import psutil
 from sklearn.metrics import f1_score
+from transfer_report import OURS, Result, is_ours, report
 
 from datamodules.splits import grouped_split
 from datamodules.table import list_images
@@ -42,14 +45,16 @@ from pipeline.provenance import code_revision
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ("hf_trainer", "logistic_regression", "fastai_fine_tune", "pytorch_tutorial", "timm_adamw")
-OURS = "ours"
 SIZE, TEST_SHARE, FEW = 160, 0.25, 20
 #: The smallest probability that eight decimals, which all contestants write, can tell from 0.
 SMALLEST = 1e-8
-#: What the defaults are held to: points ahead of the best peer's mean, points behind a case's best peer, its seconds.
-AHEAD, BEHIND, SLOWER = 1.5, 0.5, 0.5
 
-Result = dict[str, Any]
+
+class Cost(NamedTuple):
+    """What a process took, and the share of the processors' time that others took meanwhile."""
+
+    seconds: float
+    others: float
 
 
 class Image(NamedTuple):
@@ -118,8 +123,8 @@ class Workplace:
             self.run(command, scratch, f"{source}_audit")
             (scratch / "audit_groups.csv").rename(groups)
 
-    def run(self, arguments: Sequence[str], scratch: Path, name: str) -> float:
-        """Seconds that a Python process takes, in a folder that it may fill.
+    def run(self, arguments: Sequence[str], scratch: Path, name: str) -> Cost:
+        """Run a Python process in a folder that it may fill.
 
         Raises:
             ChildProcessError: it failed; its output is in the log of that name.
@@ -134,14 +139,14 @@ class Workplace:
         }
         log = self.folder / "logs" / f"{''.join(c if c.isalnum() else '-' for c in name)[:100]}.log"
         with log.open("w") as output:
-            started = time.perf_counter()
+            started, busy = time.perf_counter(), others_busy()
             code = subprocess.run(
                 [sys.executable, *arguments], cwd=scratch, env=environment, stdout=output, stderr=subprocess.STDOUT
             ).returncode
             seconds = time.perf_counter() - started
         if code != 0:
             raise ChildProcessError(f"{name}: exit code {code}, see {log}")
-        return seconds
+        return Cost(seconds, (others_busy() - busy) / (seconds * (os.cpu_count() or 1)))
 
     def warm_up(self, contestant: str) -> None:
         """Have the libraries read from disk once, so that whoever is first does not wait for it."""
@@ -177,12 +182,20 @@ class Workplace:
                 command = [script(contestant), f"--images={tables / 'train.csv'}", f"--test={tables / 'test.csv'}"]
                 command += [f"--weights={self.weights}", f"--epochs={epochs}", f"--size={SIZE}", f"--seed={seed}"]
                 command += [f"--output={scratch / 'probabilities.csv'}"]
-            seconds = self.run(command, scratch, f"{case}-{seed}-{contestant}")
+            cost = self.run(command, scratch, f"{case}-{seed}-{contestant}")
             (answers,) = scratch.glob("runs/*/predictions.csv" if is_ours(contestant) else "probabilities.csv")
             judged = judge(answers, root, tables / "test.csv")
         key: Result = {"case": str(case), "seed": seed, "contestant": contestant}
         machine = {"processors": os.cpu_count(), "revision": code_revision()}
-        return {**key, **judged, "seconds": round(seconds, 2), "peers_epochs": epochs, **machine}
+        took = {"seconds": round(cost.seconds, 2), "others": round(cost.others, 3)}
+        return {**key, **judged, **took, "peers_epochs": epochs, **machine}
+
+
+def others_busy() -> float:
+    """Seconds of processors' time since the start of the machine that our children did not take."""
+    times = psutil.cpu_times()
+    ours = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0) - ours.ru_utime - ours.ru_stime)
 
 
 def script(peer: str) -> str:
@@ -226,10 +239,6 @@ def judge(answers: Path, root: Path, test: Path) -> Result:
     }
 
 
-def is_ours(contestant: str) -> bool:
-    return contestant.split()[0] == OURS
-
-
 def read_csv(file: Path) -> list[dict[str, str]]:
     with file.open(newline="", encoding="utf-8") as lines:
         return list(csv.DictReader(lines))
@@ -249,134 +258,6 @@ def read_results(file: Path) -> list[Result]:
 
 def key_of(result: Result) -> tuple[str, int, str]:
     return result["case"], result["seed"], result["contestant"]
-
-
-# The report
-
-
-class Mean(NamedTuple):
-    """A mean with half of its 95 % interval (not a number where there are fewer than two values)."""
-
-    value: float
-    half: float
-
-    def points(self, sign: str = "") -> str:
-        """In percentage points."""
-        value = f"{100 * self.value:{sign}.1f}"
-        return value if np.isnan(self.half) else f"{value} ± {100 * self.half:.1f}"
-
-
-def mean_of(samples: Sequence[Sequence[float]]) -> Mean:
-    """The mean of the samples' means, all weighing alike, with its t interval (of several: Welch and Satterthwaite's).
-
-    Example:
-        >>> mean_of([[0.7, 0.8, 0.9]]).points()
-        '80.0 ± 24.8'
-    """
-    value = float(np.mean([np.mean(sample) for sample in samples]))
-    if min(map(len, samples)) < 2:
-        return Mean(value, np.nan)
-    variances = np.array([np.var(sample, ddof=1) / len(sample) for sample in samples])
-    if variances.sum() == 0:
-        return Mean(value, 0.0)
-    freedom = variances.sum() ** 2 / sum(variances**2 / [len(sample) - 1 for sample in samples])
-    return Mean(value, float(stats.t.ppf(0.975, freedom) * np.sqrt(variances.sum()) / len(samples)))
-
-
-class Standing:
-    """Results by case, contestant and seed."""
-
-    def __init__(self, results: Sequence[Result]) -> None:
-        self._results: dict[tuple[str, str], dict[int, Result]] = {}
-        for result in results:
-            self._results.setdefault((result["case"], result["contestant"]), {})[result["seed"]] = result
-        self.cases = [name for name in CASES if any(case == name for case, _ in self._results)]
-        self.contestants = sorted({contestant for _, contestant in self._results})
-
-    def there(self, cases: Sequence[str]) -> list[str]:
-        """Who has results of all these cases, best first."""
-        there = [name for name in self.contestants if all((case, name) in self._results for case in cases)]
-        return sorted(there, key=lambda name: -mean_of(self.samples(cases, name, "accuracy")).value)
-
-    def best_peer(self, cases: Sequence[str]) -> str | None:
-        """By mean accuracy."""
-        return next((name for name in self.there(cases) if not is_ours(name)), None)
-
-    def samples(self, cases: Sequence[str], contestant: str, value: str) -> list[list[float]]:
-        """A value of each case by seed."""
-        return [[result[value] for result in self._results[case, contestant].values()] for case in cases]
-
-    def comparisons(self, cases: Sequence[str]) -> Iterator[tuple[str, str, list[list[float]], float]]:
-        """Each of ours, the best peer, differences in accuracy by case and seed, and the ratio of seconds."""
-        peer = self.best_peer(cases)
-        for ours in filter(is_ours, self.there(cases)):
-            if peer is None:
-                continue
-            pairs = [(self._results[case, ours], self._results[case, peer]) for case in cases]
-            differences = [
-                [a[seed]["accuracy"] - b[seed]["accuracy"] for seed in a.keys() & b.keys()] for a, b in pairs
-            ]
-            one, other = (mean_of(self.samples(cases, name, "seconds")).value for name in (ours, peer))
-            if all(differences):
-                yield ours, peer, differences, one / other
-
-
-def report(results: Sequence[Result]) -> str:
-    """A table of each case and one of their mean; below each, ours against the best peer, and the targets."""
-    standing = Standing(results)
-    parts = []
-    for case in standing.cases:
-        parts += [f"\n{case}\n", table(standing, [case]), *against_best(standing, [case])]
-    parts += [f"\nmean over {len(standing.cases)} of {len(CASES)} cases\n", table(standing, standing.cases)]
-    return "\n".join([*parts, *against_best(standing, standing.cases, AHEAD)])
-
-
-def table(standing: Standing, cases: Sequence[str]) -> str:
-    """Means with intervals over seeds of everybody who has results of all these cases."""
-    there = standing.there(cases)
-    width = max(map(len, there), default=0)
-    lines = [
-        f"| {'contestant':<{width}} | seeds | accuracy, % | macro-F1, % |        log loss | seconds |",
-        f"|{'-' * (width + 2)}|------:|------------:|------------:|----------------:|--------:|",
-    ]
-    for name in there:
-        accuracy, macro_f1, log_loss, seconds = (
-            mean_of(standing.samples(cases, name, value)) for value in ("accuracy", "macro_f1", "log_loss", "seconds")
-        )
-        counts = sorted({len(sample) for sample in standing.samples(cases, name, "accuracy")})
-        loss = f"{log_loss.value:.3f}" if np.isnan(log_loss.half) else f"{log_loss.value:.3f} ± {log_loss.half:.3f}"
-        lines.append(
-            f"| {name:<{width}} | {'-'.join(map(str, counts)):>5} | {accuracy.points():>11} | {macro_f1.points():>11} "
-            f"| {loss:>15} | {seconds.value:>7.1f} |"
-        )
-    return "\n".join(lines)
-
-
-def against_best(standing: Standing, cases: Sequence[str], target: float | None = None) -> list[str]:
-    """Ours against the best peer of these cases, paired by seed, and whether that meets what is asked.
-
-    Args:
-        standing: the results.
-        cases: which of them.
-        target: points that the mean is to be ahead; None: the interval is not to lie below all of what is allowed,
-            nor are the seconds to exceed their share.
-    """
-    lines = []
-    for ours, peer, differences, ratio in standing.comparisons(cases):
-        mean, counted = mean_of(differences), min(map(len, differences))
-        lines.append(f"{ours} against {peer}, paired by seed")
-        if target is not None:
-            is_met, wanted = 100 * mean.value >= target, f"at least +{target}"
-        else:  # with one seed there is no interval, and nothing is shown
-            is_met, wanted = counted > 1 and 100 * (mean.value + mean.half) >= -BEHIND, f"not all below -{BEHIND}"
-        lines.append(f"  {verdict(is_met)}  {mean.points('+')} points of accuracy, n = {counted} ({wanted})")
-        told = f"{ratio:.2f} of its seconds"
-        lines.append(f"  {verdict(ratio <= SLOWER)}  {told} (at most {SLOWER})" if target is None else f"  {told}")
-    return lines
-
-
-def verdict(is_met: bool) -> str:
-    return "met    " if is_met else "not met"
 
 
 def main() -> None:
@@ -416,7 +297,7 @@ def main() -> None:
         failed = run_all(workplace, work, file)
     shown = [result for result in read_results(file) if result["case"] in arguments.cases]
     shown = [result for result in shown if arguments.seeds is None or result["seed"] in arguments.seeds]
-    print(report(shown) if shown else f"no results in {file}")
+    print(report(shown, list(CASES)) if shown else f"no results in {file}")
     if not arguments.report and failed:
         sys.exit(f"{failed} failed")
 

@@ -1,0 +1,164 @@
+"""The tables of ``benchmarks/transfer.py``: means with intervals, and ours against the best peer."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+#: What the defaults are held to: points ahead of the best peer's mean, points behind a case's best peer, its seconds.
+AHEAD, BEHIND, SLOWER = 1.5, 0.5, 0.5
+#: The largest share of the processors' time that others may take while seconds are counted.
+DISTURBED = 0.05
+
+OURS = "ours"
+
+Result = dict[str, Any]
+
+
+def is_ours(contestant: str) -> bool:
+    """Ours is named by its command line: ``ours``, and what it was told."""
+    return contestant.split()[0] == OURS
+
+
+class Mean(NamedTuple):
+    """A mean with half of its 95 % interval (not a number where there are fewer than two values)."""
+
+    value: float
+    half: float
+
+    def points(self, sign: str = "") -> str:
+        """In percentage points."""
+        value = f"{100 * self.value:{sign}.1f}"
+        return value if np.isnan(self.half) else f"{value} ± {100 * self.half:.1f}"
+
+
+def mean_of(samples: Sequence[Sequence[float]]) -> Mean:
+    """The mean of the samples' means, all weighing alike, with its t interval (of several: Welch and Satterthwaite's).
+
+    Example:
+        >>> mean_of([[0.7, 0.8, 0.9]]).points()
+        '80.0 ± 24.8'
+    """
+    value = float(np.mean([np.mean(sample) for sample in samples]))
+    if min(map(len, samples)) < 2:
+        return Mean(value, np.nan)
+    variances = np.array([np.var(sample, ddof=1) / len(sample) for sample in samples])
+    if variances.sum() == 0:
+        return Mean(value, 0.0)
+    freedom = variances.sum() ** 2 / sum(variances**2 / [len(sample) - 1 for sample in samples])
+    return Mean(value, float(stats.t.ppf(0.975, freedom) * np.sqrt(variances.sum()) / len(samples)))
+
+
+class Standing:
+    """Results by case, contestant and seed.
+
+    Args:
+        results: of ``benchmarks/transfer.py``.
+        cases: names, in the order in which they are shown.
+    """
+
+    def __init__(self, results: Sequence[Result], cases: Sequence[str]) -> None:
+        self._results: dict[tuple[str, str], dict[int, Result]] = {}
+        for result in results:
+            self._results.setdefault((result["case"], result["contestant"]), {})[result["seed"]] = result
+        self.cases = [name for name in cases if any(case == name for case, _ in self._results)]
+        self.contestants = sorted({contestant for _, contestant in self._results})
+
+    def there(self, cases: Sequence[str]) -> list[str]:
+        """Who has results of all these cases, best first."""
+        there = [name for name in self.contestants if all((case, name) in self._results for case in cases)]
+        return sorted(there, key=lambda name: -mean_of(self.samples(cases, name, "accuracy")).value)
+
+    def best_peer(self, cases: Sequence[str]) -> str | None:
+        """By mean accuracy."""
+        return next((name for name in self.there(cases) if not is_ours(name)), None)
+
+    def samples(self, cases: Sequence[str], contestant: str, value: str) -> list[list[float]]:
+        """A value of each case by seed."""
+        return [[result[value] for result in self._results[case, contestant].values()] for case in cases]
+
+    def seconds(self, cases: Sequence[str], contestant: str) -> float:
+        """The mean of what was counted undisturbed; not a number where a case has no such result."""
+        counted = [
+            [result["seconds"] for result in self._results[case, contestant].values() if result["others"] <= DISTURBED]
+            for case in cases
+        ]
+        return float(np.mean([np.mean(seconds) if seconds else np.nan for seconds in counted]))
+
+    def comparisons(self, cases: Sequence[str]) -> Iterator[tuple[str, str, list[list[float]], float]]:
+        """Each of ours, the best peer, differences in accuracy by case and seed, and the ratio of seconds."""
+        peer = self.best_peer(cases)
+        for ours in filter(is_ours, self.there(cases)):
+            if peer is None:
+                continue
+            pairs = [(self._results[case, ours], self._results[case, peer]) for case in cases]
+            differences = [
+                [a[seed]["accuracy"] - b[seed]["accuracy"] for seed in a.keys() & b.keys()] for a, b in pairs
+            ]
+            if all(differences):
+                yield ours, peer, differences, self.seconds(cases, ours) / self.seconds(cases, peer)
+
+
+def report(results: Sequence[Result], cases: Sequence[str]) -> str:
+    """A table of each case and one of their mean; below each, ours against the best peer, and the targets.
+
+    Args:
+        results: of ``benchmarks/transfer.py``.
+        cases: all there are, in the order in which they are shown.
+    """
+    standing = Standing(results, cases)
+    parts = []
+    for case in standing.cases:
+        parts += [f"\n{case}\n", table(standing, [case]), *against_best(standing, [case])]
+    parts += [f"\nmean over {len(standing.cases)} of {len(cases)} cases\n", table(standing, standing.cases)]
+    return "\n".join([*parts, *against_best(standing, standing.cases, AHEAD)])
+
+
+def table(standing: Standing, cases: Sequence[str]) -> str:
+    """Means with intervals over seeds of everybody who has results of all these cases."""
+    there = standing.there(cases)
+    width = max(map(len, there), default=0)
+    lines = [
+        f"| {'contestant':<{width}} | seeds | accuracy, % | macro-F1, % |        log loss |   seconds |",
+        f"|{'-' * (width + 2)}|------:|------------:|------------:|----------------:|----------:|",
+    ]
+    for name in there:
+        accuracy, macro_f1, log_loss = (
+            mean_of(standing.samples(cases, name, value)) for value in ("accuracy", "macro_f1", "log_loss")
+        )
+        seconds = standing.seconds(cases, name)
+        counts = sorted({len(sample) for sample in standing.samples(cases, name, "accuracy")})
+        loss = f"{log_loss.value:.3f}" if np.isnan(log_loss.half) else f"{log_loss.value:.3f} ± {log_loss.half:.3f}"
+        lines.append(
+            f"| {name:<{width}} | {'-'.join(map(str, counts)):>5} | {accuracy.points():>11} | {macro_f1.points():>11} "
+            f"| {loss:>15} | {'disturbed' if np.isnan(seconds) else f'{seconds:.1f}':>9} |"
+        )
+    return "\n".join(lines)
+
+
+def against_best(standing: Standing, cases: Sequence[str], target: float | None = None) -> list[str]:
+    """Ours against the best peer of these cases, paired by seed, and whether that meets what is asked.
+
+    Args:
+        standing: the results.
+        cases: which of them.
+        target: points that the mean is to be ahead; None: the interval is not to lie below all of what is allowed,
+            nor are the seconds to exceed their share.
+    """
+    lines = []
+    for ours, peer, differences, ratio in standing.comparisons(cases):
+        mean, counted = mean_of(differences), min(map(len, differences))
+        lines.append(f"{ours} against {peer}, paired by seed")
+        if target is not None:
+            is_met, wanted = 100 * mean.value >= target, f"at least +{target}"
+        else:  # with one seed there is no interval, and nothing is shown
+            is_met, wanted = counted > 1 and 100 * (mean.value + mean.half) >= -BEHIND, f"not all below -{BEHIND}"
+        lines.append(f"  {verdict(is_met)}  {mean.points('+')} points of accuracy, n = {counted} ({wanted})")
+        told = "seconds disturbed" if np.isnan(ratio) else f"{ratio:.2f} of its seconds"
+        lines.append(f"  {verdict(ratio <= SLOWER)}  {told} (at most {SLOWER})" if target is None else f"  {told}")
+    return lines
+
+
+def verdict(is_met: bool) -> str:
+    return "met    " if is_met else "not met"
