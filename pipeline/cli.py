@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 
+from pipeline.allocator import keep_freed_memory
 from pipeline.errors import UserError, near_matches
 from pipeline.exits import FAILURE, INTERRUPTED, SUCCESS, USAGE
 from pipeline.settings import LISTINGS, SUBCOMMANDS, UNTRAINED
@@ -57,6 +58,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
         return SUCCESS if arguments else USAGE
+    keep_freed_memory()
     try:
         return _run(arguments, started)
     except KeyboardInterrupt:
