@@ -20,7 +20,7 @@ from datamodules.errors import DataError
 from datamodules.keeping import kept_images
 from datamodules.preprocessing import Preprocessing
 from datamodules.record import measured_record, resolve_record
-from datamodules.sampling import EpochSampler, class_balance
+from datamodules.sampling import EpochSampler, class_balance, keys_of
 from datamodules.storage import FileStorage, Storage
 from datamodules.table import ImageTable, Listing, list_images
 from datamodules.transforms import Augmentation, Orientation
@@ -260,9 +260,10 @@ class ImageDataModule(LightningDataModule):
         return ImageDataset(self.table.listing.storage, rows, self._targets(rows), self.preprocessing, None, self.seed)
 
     def plain_batches(self, dataset: ImageDataset, indices: Sequence[int]) -> Iterator[torch.Tensor]:
-        """Some images of a dataset in this order, ``(B, C, size, size)`` of the dataset's dtype."""
-        keys = [(0, int(index), 0) for index in indices]
-        for batch in ImageLoader(dataset, batch_size=self.batch_size, sampler=keys, num_workers=self._workers(1)):
+        """Some images of a dataset in this order, ``(B, C, size, size)``; augmented ones never look the same twice."""
+        for batch in ImageLoader(
+            dataset, batch_size=self.batch_size, sampler=keys_of(indices), num_workers=self._workers(1)
+        ):
             yield batch["image"]
 
     def _dataset(self, split: str, preprocessing: Preprocessing, augmentation: Augmentation | None) -> ImageDataset:

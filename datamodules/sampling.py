@@ -1,6 +1,7 @@
 """In which order images are read: by seed and epoch alone, shared out among ranks."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,3 +151,18 @@ def _occurrences_before(order: NDArray[np.int64]) -> NDArray[np.int64]:
     before = np.empty_like(ranks)
     before[by_value] = ranks
     return before
+
+
+def keys_of(indices: Iterable[int]) -> list[SampleKey]:
+    """Keys of images in this order, in the first epoch.
+
+    Example:
+        >>> keys_of([4, 7, 4])
+        [(0, 4, 0), (0, 7, 0), (0, 4, 1)]
+    """
+    came = Counter[int]()
+    keys = []
+    for index in map(int, indices):
+        keys.append((0, index, came[index]))
+        came[index] += 1
+    return keys

@@ -17,8 +17,8 @@ from pipeline.errors import UserError
 from pipeline.evaluation.calibration import temper
 from pipeline.evaluation.predictions import to_probabilities
 from pipeline.evaluation.validation import validation_metrics
-from pipeline.finetuning.freezing import use_stored_statistics
 from pipeline.finetuning.optimization import cosine_with_warmup, default_rates, parameter_groups, weight_scale
+from pipeline.finetuning.statistics import use_stored_statistics
 from pipeline.mixing import Kind, mix
 from pipeline.models.backbones import create_backbone, head_name
 from pipeline.models.files import LINEAGE

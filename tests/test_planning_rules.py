@@ -74,14 +74,18 @@ def test_small_batches_keep_stored_statistics() -> None:
 def test_few_images_pass_more_often() -> None:
     epochs = [rules.epochs(replace(FACTS, images=images)).value for images in (4, 100, 1_500, 100_000)]
     assert epochs == sorted(epochs, reverse=True)
-    assert epochs[0] == 20
+    assert epochs[0] == 10
     assert epochs[-1] == 3
 
 
 def test_rates_follow_the_scale_of_the_weights() -> None:
-    small, large = (rules.learning_rate(replace(FACTS, step_scale=scale)).value for scale in (0.01, 0.02))
+    small, large = (rules.learning_rate(replace(FACTS, step_scale=scale), 32).value for scale in (0.01, 0.02))
     assert large == pytest.approx(2 * small)
-    assert rules.learning_rate(replace(FACTS, step_scale=0.1)).value == 2e-4  # norms do not grow with the weights
+    assert rules.learning_rate(replace(FACTS, step_scale=0.1), 32).value == 2e-4  # norms do not grow with the weights
+    noisy, several = (rules.learning_rate(replace(FACTS, devices=devices), 8).value for devices in (1, 4))
+    usual = rules.learning_rate(FACTS, 32).value
+    assert noisy == pytest.approx(usual / 2, rel=0.05)
+    assert several == usual
     assert rules.head_learning_rate(FACTS, 1e-4, solved=True).value == 1e-4
     assert rules.head_learning_rate(FACTS, 1e-4, solved=False).value == pytest.approx(1e-3)
 
@@ -95,7 +99,7 @@ def test_every_rule_says_why() -> None:
             rules.crop_fraction(facts),
             rules.batch_size(facts),
             rules.epochs(facts),
-            rules.learning_rate(facts),
+            rules.learning_rate(facts, 32),
             rules.head_learning_rate(facts, 1e-4, solved=True),
             rules.batch_norm(facts, 8),
             rules.test_time_augmentation(facts, "any"),

@@ -75,14 +75,22 @@ def setting(tmp_path: Path, weights: Path) -> Setting:
     return Setting(tmp_path, weights)
 
 
-def test_the_first_step_finds_the_solved_head_and_the_loaded_backbone(setting: Setting) -> None:
+def test_the_first_step_finds_the_solved_head_and_the_loaded_weights(setting: Setting) -> None:
     first, task, data = setting.fit()
     network = create_backbone("resnet20", 3)
-    loaded = {name: value for name, value in first.state.items() if not name.startswith("linear.")}
+    loaded = {
+        name: value for name, value in first.state.items() if not name.startswith("linear.") and "running" not in name
+    }
     network.load_state_dict({**first.state})
     torch.manual_seed(1)
     fresh = create_backbone("resnet20", 10).state_dict()
     assert all(torch.equal(value, fresh[name]) for name, value in loaded.items())
+    augmented, variance = data.dataset("train"), first.state["bn1.running_var"]
+    images = torch.stack([augmented[(0, index, 0)]["image"] for index in range(len(augmented))])
+    with torch.inference_mode():
+        found = network.conv1(task.normalise(images)).var((0, 2, 3))
+    assert (found / variance).log().abs().max() < 0.3  # 256 augmented images, some of them many times
+    assert (fresh["bn1.running_var"] / variance).log().abs().max() > 1
     plain = data.plain("train")
     images = torch.stack([plain[(0, index, 0)]["image"] for index in range(len(plain))])
     with torch.inference_mode():
@@ -96,18 +104,28 @@ def test_the_first_step_finds_the_solved_head_and_the_loaded_backbone(setting: S
 
 
 def test_the_same_images_are_not_looked_at_twice(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, _, _ = setting.fit()
+    def strategy() -> ProbeThenFineTune:
+        return ProbeThenFineTune(str(setting.features), measure=False)
+
+    first, _, _ = setting.fit(strategy())
 
     def looks(*_: Any) -> None:
         raise AssertionError("features were computed")
 
     monkeypatch.setattr(backbones, "features", looks)
-    again, _, _ = setting.fit()
+    again, _, _ = setting.fit(strategy())
     assert torch.equal(again.state["linear.weight"], first.state["linear.weight"])
     (setting.images / "red" / "000.png").write_bytes((setting.images / "blue" / "001.png").read_bytes())
     (setting.images / "red" / "new.png").write_bytes((setting.images / "red" / "002.png").read_bytes() + b"\0")
     with pytest.raises(AssertionError, match="features were computed"):
-        setting.fit()
+        setting.fit(strategy())
+
+
+def test_measured_statistics_are_the_same_each_time(setting: Setting) -> None:
+    setting.fit()
+    (kept,) = setting.features.glob("*/*.features")
+    setting.fit()
+    assert list(setting.features.glob("*/*.features")) == [kept]
 
 
 def test_shares_that_training_aims_at_are_in_the_head(setting: Setting) -> None:
@@ -169,7 +187,7 @@ def test_it_needs_a_linear_head_and_a_datamodule(setting: Setting) -> None:
     task = ClassificationTask(["a", "b"], record, "resnet20")
     task.network.linear = torch.nn.Sequential(task.network.linear)
     with pytest.raises(UserError, match="expected a network whose head is linear for ProbeThenFineTune, found Seq"):
-        solving.solve_head(Trainer(accelerator="cpu", logger=False), task, strategy.folder, "ProbeThenFineTune")
+        strategy.on_train_start(Trainer(accelerator="cpu", logger=False), task)
     task = ClassificationTask(["a", "b"], record, "resnet20")
     trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, callbacks=[strategy], enable_checkpointing=False)
     batch = {"image": torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "target": torch.tensor([0, 1])}

@@ -175,7 +175,7 @@ def extract_features(
     unsaved: dict[str, Floats] = {}
     done = 0
     with evaluating(network), torch.inference_mode():
-        for batch in _batches(read_images(rows) if rows else [], batch_size):
+        for batch in in_batches(read_images(rows) if rows else [], batch_size):
             here = [digests[row] for row in rows[done : done + len(batch)]]
             unsaved |= zip(here, _embed(embed, batch, batch_size), strict=True)
             done += len(batch)
@@ -244,7 +244,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _batches(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+def in_batches(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:
     """The same images in batches of ``size``; the last may be smaller."""
     rest: Tensor | None = None
     for part in parts:

@@ -41,13 +41,6 @@ def hold_still(network: nn.Module) -> None:
         module.eval()
 
 
-def use_stored_statistics(network: nn.Module) -> None:
-    """Put all batch normalisations into evaluation mode: they normalise by stored statistics, which do not move."""
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # the one class that all of them share
-            module.eval()
-
-
 def frozen_tensors(network: nn.Module) -> dict[str, Tensor]:
     """Frozen parameters, and the buffers of frozen parts, by name."""
     still = {id(module) for module in frozen_modules(network)}

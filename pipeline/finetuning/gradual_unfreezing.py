@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import UserError
-from pipeline.finetuning.freezing import use_stored_statistics
+from pipeline.finetuning.statistics import use_stored_statistics
 from pipeline.finetuning.strategy import Strategy
 from pipeline.models.backbones import depth_groups
 

@@ -7,14 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.finetuning.features import task_features
+from pipeline.finetuning.features import in_batches, task_features
 from pipeline.finetuning.probe import Probe, fit_probe
+from pipeline.finetuning.statistics import measure_statistics
 from pipeline.finetuning.strategy import Strategy
+from pipeline.models import backbones
+
+# Augmented training images that statistics are measured on, and how many are normalised together.
+_MEASURED, _MEASURED_TOGETHER = 256, 64
 
 
 class PlainImages(Protocol):
@@ -22,6 +28,7 @@ class PlainImages(Protocol):
 
     progress: Any
 
+    def dataset(self, split: str) -> Any: ...
     def plain(self, split: str) -> Any: ...
     def plain_batches(self, dataset: Any, indices: Sequence[int]) -> Iterator[Tensor]: ...
     def contents(self, split: str, memo: Path) -> list[str]: ...
@@ -43,6 +50,8 @@ class SolvedHead(Strategy):
     """
 
     needs_weights = True
+    #: Whether batch normalisations are first measured on the training images.
+    measures = False
 
     def __init__(self, features: str | None = None) -> None:
         self.folder = feature_folder() if features is None else Path(features).expanduser()
@@ -51,16 +60,18 @@ class SolvedHead(Strategy):
         super().on_train_start(trainer, pl_module)
         if trainer.ckpt_path is not None:
             return
-        name = type(self).__name__
         # One process solves it, so that all of them start with the same bits.
-        probe = trainer.strategy.broadcast(
-            solve_head(trainer, pl_module, self.folder, name) if trainer.is_global_zero else None
-        )
-        assert probe is not None
-        head = pl_module.network.get_submodule(pl_module.head)  # type: ignore[union-attr,arg-type]
-        with torch.no_grad():
-            head.weight.copy_(probe.weight)  # type: ignore[operator]
-            head.bias.copy_(probe.bias)  # type: ignore[operator]
+        start = trainer.strategy.broadcast(self._start(trainer, pl_module) if trainer.is_global_zero else None)
+        assert start is not None
+        pl_module.network.load_state_dict(start, strict=False)  # type: ignore[union-attr]
+
+    def _start(self, trainer: Trainer, task: Any) -> dict[str, Tensor]:
+        """What the training starts with instead of what was loaded."""
+        data = _images_for(type(self).__name__, trainer, task)
+        statistics = training_statistics(trainer, task, data) if self.measures else {}
+        task.network.load_state_dict(statistics, strict=False)
+        probe = solve_head(trainer, task, data, self.folder)
+        return {**statistics, f"{task.head}.weight": probe.weight, f"{task.head}.bias": probe.bias}
 
 
 def feature_folder() -> Path:
@@ -69,18 +80,8 @@ def feature_folder() -> Path:
     return (home / "transfer-pipeline" / "features").expanduser()
 
 
-def solve_head(trainer: Trainer, task: Any, folder: Path, strategy: str) -> Probe:
-    """The best linear classifier of the training images' features.
-
-    Args:
-        trainer: whose datamodule has the images, and whose precision the network computes in.
-        task: a :class:`~pipeline.task.ClassificationTask`.
-        folder: where features are kept.
-        strategy: who asks, for the message.
-
-    Raises:
-        UserError: the head is not linear, or there is no datamodule.
-    """
+def _images_for(strategy: str, trainer: Trainer, task: Any) -> PlainImages:
+    """The trainer's datamodule, where a head can be solved at all."""
     network: nn.Module = task.network
     if not isinstance(network.get_submodule(task.head), nn.Linear):
         raise UserError(
@@ -94,6 +95,40 @@ def solve_head(trainer: Trainer, task: Any, folder: Path, strategy: str) -> Prob
             f"finetuning: expected a datamodule for {strategy}, which looks at the training images before it trains, "
             "found loaders alone; pass datamodule to Trainer.fit, or set finetuning to FullFineTuning."
         )
+    return data
+
+
+def training_statistics(trainer: Trainer, task: Any, data: PlainImages) -> dict[str, Tensor]:
+    """Statistics of the network's batch normalisations on some training images, augmented as in training.
+
+    Args:
+        trainer: whose precision the network computes in.
+        task: a :class:`~pipeline.task.ClassificationTask`; its network is left as it is.
+        data: whose training images are looked at, some of them repeatedly where there are few.
+
+    Returns:
+        See :func:`~pipeline.finetuning.statistics.measure_statistics`.
+    """
+    images, rng = data.dataset("train"), np.random.default_rng(task.hparams["seed"])
+    order = np.concatenate([rng.permutation(len(images)) for _ in range(-(-_MEASURED // len(images)))])[:_MEASURED]
+
+    def embed(batch: Tensor) -> None:
+        with trainer.precision_plugin.forward_context():
+            backbones.features(task.network, task.normalise(batch.to(task.device)))
+
+    batches = in_batches(data.plain_batches(images, order.tolist()), _MEASURED_TOGETHER)
+    return measure_statistics(task.network, embed, batches)
+
+
+def solve_head(trainer: Trainer, task: Any, data: PlainImages, folder: Path) -> Probe:
+    """The best linear classifier of the training images' features.
+
+    Args:
+        trainer: whose precision the network computes in.
+        task: a :class:`~pipeline.task.ClassificationTask`.
+        data: with the images.
+        folder: where features are kept.
+    """
     images, groups = data.plain("train"), data.groups("train")
     found = task_features(
         task,

@@ -1,14 +1,15 @@
 """Going through the open settings in order, each chosen from the facts and what was chosen before."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jsonargparse import Namespace
+from torch import Tensor
 
 from datamodules import DataError, ImageDataModule
 from pipeline.finetuning.features import task_features
@@ -93,7 +94,7 @@ class Planner:
         batch_size = self._settle("data.init_args.batch_size", rules.batch_size(facts))
         orientation = self._settle("data.init_args.orientation", self._orientation)
         self._settle(EPOCHS, passes)
-        rate = self._settle("model.learning_rate", rules.learning_rate(facts))
+        rate = self._settle("model.learning_rate", rules.learning_rate(facts, batch_size))
         solved = chosen == "ProbeThenFineTune"
         self._settle("model.head_learning_rate", rules.head_learning_rate(facts, rate, solved))
         self._settle("model.batch_norm", rules.batch_norm(facts, batch_size))
@@ -161,13 +162,14 @@ class Planner:
         chosen = np.sort(np.random.default_rng(bench.seed).permutation(len(images))[:_TURNED])
         digests = data.contents("train", folder / "contents.npy", chosen)
 
-        def read_images(rows: Sequence[int]) -> Any:
-            return data.plain_batches(images, chosen[list(rows)].tolist())
+        @cache  # of the few images of this plan: each is read once, however often it is turned
+        def read(rows: tuple[int, ...]) -> list[Tensor]:
+            return list(data.plain_batches(images, chosen[list(rows)].tolist()))
 
         features = {
             turn: task_features(
                 task,
-                read_images,
+                lambda rows: read(tuple(rows)),
                 digests,
                 folder,
                 partial(data.progress, "features"),

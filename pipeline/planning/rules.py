@@ -6,7 +6,7 @@ where the rule comes from, where it is not our own.
 
 from typing import Any, NamedTuple
 
-from pipeline.finetuning.optimization import MOST, RELATIVE_STEP, default_rates
+from pipeline.finetuning.optimization import MOST, RELATIVE_STEP, USUAL_BATCH, default_rates
 from pipeline.planning.budget import Fitted
 from pipeline.planning.duration import in_words
 from pipeline.planning.facts import Facts
@@ -21,8 +21,8 @@ _STRIDE = 32  # of the networks: other sizes are cut off at the border
 _CPU_SIZE = 160
 # What evaluation sees is larger than what is trained on, because random crops show things enlarged (Touvron et al.).
 _ENLARGED = 1.2
-_LEAST_EPOCHS, _MOST_EPOCHS = 3, 20
-_PASSES = 1_000  # of images, beyond the least epochs
+_LEAST_EPOCHS, _MOST_EPOCHS = 3, 10
+_PASSES = 700  # of images, beyond the least epochs
 _SCRATCH_EPOCHS = 10
 _STEPS_AN_EPOCH = 6
 _SMALLEST_BATCH, _LARGEST_BATCH = 8, 32
@@ -114,17 +114,19 @@ def epochs(facts: Facts) -> Ruled:
     return Ruled(number, f"few images need more passes: {_LEAST_EPOCHS} + {_PASSES:,} / {facts.images:,} images")
 
 
-def learning_rate(facts: Facts) -> Ruled:
+def learning_rate(facts: Facts, batch_size: int) -> Ruled:
     """Of the backbone."""
-    rate, _ = default_rates(facts.step_scale, facts.pretrained)
+    together = batch_size * facts.devices
+    rate, _ = default_rates(facts.step_scale, facts.pretrained, together)
     if not facts.pretrained:
         return Ruled(rate, "from scratch there is nothing to keep")
     if rate == MOST:
         return Ruled(rate, "the most that norms and biases can stand; the weights' own size would allow more")
     return Ruled(
         rate,
-        f"{RELATIVE_STEP:g} of the weights' own size, {facts.step_scale:.2g}: a step of Adam is about its rate",
-        "after Shazeer and Stern 2018, arXiv:1804.04235, section 8",
+        f"a step of Adam is about its rate: {RELATIVE_STEP:g} of the weights' own size, {facts.step_scale:.2g}, times "
+        f"the square root of {together}/{USUAL_BATCH} for the noise of a batch",
+        "after Shazeer and Stern 2018, arXiv:1804.04235; Malladi et al. 2022, arXiv:2205.10287",
     )
 
 
