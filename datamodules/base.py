@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from datamodules.checking import channel_statistics, name_unreadable, unreadable_images, usable_cores
 from datamodules.contents import DIGEST_SIZE, ContentMemo
 from datamodules.dataset import UNLABELLED, ImageDataset, ImageLoader, ResumableDataLoader
-from datamodules.division import Division
+from datamodules.division import VAL_FRACTION, Division
 from datamodules.errors import DataError
 from datamodules.keeping import kept_images
 from datamodules.preprocessing import Preprocessing
@@ -56,7 +56,8 @@ class ImageDataModule(LightningDataModule):
         channels: of the images. Other than 3, or of another dtype than uint8, every image must have them (TIFF or NPY,
             16-bit PNG); their mean and standard deviation are then measured on training images.
         dtype: of the images' values: ``uint8``, ``uint16`` or ``float32``.
-        val_fraction: share of the images used for validation, where the data is not divided already.
+        val_fraction: share of the images used for validation, where the data is not divided already; 0: none are;
+            auto: 0.15, unless a plan finds too few images to spare any.
         test_fraction: share of the images kept for the final test, where the data is not divided already.
         split_seed: of the split, where the data is not divided already; apart from ``seed``, so that runs which
             differ in their seed are tested on the same images.
@@ -93,7 +94,7 @@ class ImageDataModule(LightningDataModule):
         orientation: Orientation | Literal["auto"] = "auto",
         channels: int = 3,
         dtype: Literal["uint8", "uint16", "float32"] = "uint8",
-        val_fraction: float = 0.15,
+        val_fraction: float | Literal["auto"] = "auto",
         test_fraction: float = 0.2,
         split_seed: int = 0,
         fold: str | None = None,
@@ -122,6 +123,7 @@ class ImageDataModule(LightningDataModule):
         if not cache_gigabytes > 0:
             raise DataError(f"data.cache_gigabytes: expected more than 0, found {cache_gigabytes}.")
         self.root = root
+        val_fraction = VAL_FRACTION if val_fraction == "auto" else val_fraction
         self.division = Division(val_fraction, test_fraction, split_seed, fold, split_file, group_pattern)
         self.imbalance = imbalance
         self.unreadable = unreadable
@@ -375,8 +377,8 @@ class ImageDataModule(LightningDataModule):
             self._resume_at = None
         return self._training
 
-    def val_dataloader(self) -> ImageLoader:
-        return self._loader("val", ImageLoader)
+    def val_dataloader(self) -> ImageLoader | list[ImageLoader]:
+        return self._loader("val", ImageLoader) if len(self._rows("val")) else []
 
     def test_dataloader(self) -> ImageLoader:
         return self._loader("test", ImageLoader)

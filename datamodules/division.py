@@ -12,8 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import DataError
-from datamodules.splits import SPLIT_NAMES, SPLITS, grouped_split, stratified_folds, stratified_split
+from datamodules.splits import SPLIT_NAMES, grouped_split, stratified_folds, stratified_split
 from datamodules.table import ImageTable, Listing
+
+#: Share of the undivided images that validates, unless somebody says otherwise.
+VAL_FRACTION = 0.15
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Division:
     the same one.
 
     Attributes:
-        val_fraction: share of the undivided images that validates, in (0, 1), where the data brings no ``val``.
+        val_fraction: share of the undivided images that validates, in [0, 1), where the data brings no ``val``.
         test_fraction: share of the undivided images that tests, in (0, 1), where the data brings no ``test``.
         seed: of what is drawn, 0 or more.
         fold: ``i of k``: the undivided images are cut into k parts, the same ones for every i, and part i tests.
@@ -48,7 +51,7 @@ class Division:
         [12, 4, 4]
     """
 
-    val_fraction: float = 0.15
+    val_fraction: float = VAL_FRACTION
     test_fraction: float = 0.2
     seed: int = 0
     fold: str | None = None
@@ -69,9 +72,10 @@ class Division:
                 raise DataError("data.fold and data.split_file: expected at most one of them, found both; remove one.")
             splits = read_split_file(Path(self.split_file).expanduser(), listing)
             return ImageTable(listing, splits, split_is_ours=False)
-        for split, fraction in (("val", self.val_fraction), ("test", self.test_fraction)):
-            if not 0 < fraction < 1:
-                raise DataError(f"data.{split}_fraction: expected a share between 0 and 1, found {fraction}.")
+        if not 0 <= self.val_fraction < 1:
+            raise DataError(f"data.val_fraction: expected a share from 0 to below 1, found {self.val_fraction}.")
+        if not 0 < self.test_fraction < 1:
+            raise DataError(f"data.test_fraction: expected a share between 0 and 1, found {self.test_fraction}.")
         given = ["train" if split is None else split for split in listing.given]
         if "train" not in given:
             raise DataError(
@@ -81,10 +85,14 @@ class Division:
         splits = self._complete(listing, given) if self.fold is None else self._cut(listing, given, self.fold)
         return ImageTable(listing, splits, split_is_ours=splits != given)
 
+    def draws_val(self, listing: Listing) -> bool:
+        """Whether it is left to ``val_fraction`` which images validate."""
+        return self.split_file is None and "val" not in listing.given
+
     def _complete(self, listing: Listing, given: list[str]) -> list[str]:
         """Take the splits that the data lacks out of its training images."""
         fractions = {"val": self.val_fraction, "test": self.test_fraction}
-        missing = {split: fraction for split, fraction in fractions.items() if split not in given}
+        missing = {split: fraction for split, fraction in fractions.items() if split not in given and fraction}
         train_share = 1 - sum(missing.values())
         if train_share <= 0:
             raise DataError(
@@ -117,7 +125,7 @@ class Division:
                 f"data.fold: expected groups that are not in the given val split as well, found {len(shared):,}"
                 f"{_some(shared)}; remove data.fold or the val split, or put each group on one side."
             )
-        drawn = ["test"] if "val" in given else ["val", "test"]
+        drawn = ["test"] if "val" in given or not self.val_fraction else ["val", "test"]
         val_share = self.val_fraction * folds / (folds - 1)  # among the images that do not test
         if "val" in drawn and val_share >= 1:
             raise DataError(
@@ -318,9 +326,9 @@ def read_split_file(file: Path, listing: Listing) -> list[str]:
     ordered = [rows[path] for path in listing.paths]
     _require_same_images(file, ordered, listing)
     splits = [_split_of(file, row) for row in ordered]
-    for split in SPLITS:
+    for split in ("train", "test"):  # few images have none to spare for val
         if split not in splits:
-            raise _mismatch(file, "images in each of train, val and test", f"none in {split}", f"move some to {split}")
+            raise _mismatch(file, "images in each of train and test", f"none in {split}", f"move some to {split}")
     return splits
 
 

@@ -88,7 +88,7 @@ def brief(
         f"finetuning {strategy.describe(network)}",
         *_extras(task),
         f"training   {_steps(trainer, task, data, strategy)}, precision {trainer.precision}",
-        f"monitor    {monitor[0]} ({monitor[1]})",
+        f"monitor    {monitor[0]} ({monitor[1]})" if len(table.rows("val")) else "monitor    none: nothing is held out",
         *_planned(plan),
         "",
     ]

@@ -122,5 +122,7 @@ def _hush() -> None:
     # What is odd about an image is either read all the same, or a reason that we name with the file.
     warnings.filterwarnings("ignore", module="PIL")
     logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
+    # Few images are not held out for validation, and that is said where people look.
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
     # Our metrics are kept by epoch; small data sets have fewer steps in one than the logging interval.
     warnings.filterwarnings("ignore", message="The number of training batches")

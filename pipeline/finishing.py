@@ -11,7 +11,7 @@ from datamodules import ImageDataModule
 from pipeline.checkpoints import INTERPOLATED, interpolate_checkpoint, read_checkpoint
 from pipeline.evaluation.predictions import Predictions, to_probabilities
 from pipeline.finetuning.features import evaluating
-from pipeline.finetuning.interpolation import StartingPoint, between, choose_share
+from pipeline.finetuning.interpolation import USUAL_SHARE, StartingPoint, between, choose_share
 from pipeline.precision import computing
 from pipeline.runs import BEST, LAST
 from pipeline.task import ClassificationTask
@@ -20,7 +20,12 @@ _ASKED = 256  # validation images; more of them choose no better
 
 
 def interpolated_checkpoint(
-    trainer: Trainer, task: ClassificationTask, data: ImageDataModule, folder: Path, start: StartingPoint
+    trainer: Trainer,
+    task: ClassificationTask,
+    data: ImageDataModule,
+    folder: Path,
+    start: StartingPoint,
+    validates: bool,
 ) -> tuple[Path, float]:
     """Make the best checkpoint of what lies between the first and the last network, once.
 
@@ -30,6 +35,7 @@ def interpolated_checkpoint(
         data: whose validation images are asked.
         folder: of the run, with its last checkpoint.
         start: where training began.
+        validates: whether there are validation images; without them, the usual share of the way is gone.
 
     Returns:
         The checkpoint, and how much of the way was gone.
@@ -44,7 +50,9 @@ def interpolated_checkpoint(
         end = {name.removeprefix(prefix): tensor for name, tensor in last.items() if name.startswith(prefix)}
         first = start.read()
         task.to(trainer.strategy.root_device)  # which the trainer took it from when training was over
-        share = choose_share(first, end, _Validation(task, data, str(trainer.precision)))
+        share = USUAL_SHARE
+        if validates:
+            share = choose_share(first, end, _Validation(task, data, str(trainer.precision)))
         interpolate_checkpoint(
             folder / LAST, best, {f"{prefix}{n}": t for n, t in between(first, end, share).items()}, share
         )

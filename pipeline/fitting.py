@@ -15,7 +15,7 @@ from datamodules import ImageDataModule
 from pipeline.checkpoints import CALIBRATED, calibrate_checkpoint, read_checkpoint
 from pipeline.evaluation.calibration import fit_temperature, tempered
 from pipeline.evaluation.predictions import PredictionCollector
-from pipeline.finetuning.interpolation import StartingPoint
+from pipeline.finetuning.interpolation import USUAL_TEMPERATURE, StartingPoint
 from pipeline.finishing import interpolated_checkpoint
 from pipeline.monitor import MONITORS
 from pipeline.outcome import Evaluated, say_next, track_outcome, write_predictions, write_summary
@@ -75,6 +75,7 @@ class Fitting:
         started: ``time.perf_counter()`` when the program started.
         interpolates: whether the best checkpoint is chosen between the start and the end of the training, and not
             among its epochs.
+        validates: whether there are images to choose and to calibrate by.
     """
 
     folder: RunFolder
@@ -86,6 +87,7 @@ class Fitting:
     data_facts: DataFacts
     started: float
     interpolates: bool = False
+    validates: bool = True
 
     def __post_init__(self) -> None:
         self.collector = PredictionCollector()
@@ -97,7 +99,7 @@ class Fitting:
             enable_version_counter=False,
         )
         self.start = StartingPoint(lambda: self.folder.path / START)
-        self.epochs = EpochLines(None if self.interpolates else self.best)
+        self.epochs = EpochLines(self.best if self.validates and not self.interpolates else None)
 
     @property
     def callbacks(self) -> list[Callback]:
@@ -107,8 +109,12 @@ class Fitting:
             callbacks.append(RunRecorder(self.logger, self.folder, self.data_facts, self.tags))
         if self.patience is not None:
             callbacks.append(EarlyStopping(self.monitor, mode=MONITORS[self.monitor], patience=self.patience))
-        keeping = self.start if self.interpolates else self.best
-        return [*callbacks, self.collector, self.epochs, keeping, LastCheckpoint(self.folder)]
+        callbacks += [self.collector, self.epochs]
+        if self.interpolates:
+            callbacks.append(self.start)
+        elif self.validates:
+            callbacks.append(self.best)
+        return [*callbacks, LastCheckpoint(self.folder)]
 
     def run(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule, checkpoint: Path | None) -> None:
         """Do it.
@@ -139,34 +145,52 @@ class Fitting:
     def _choose(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule) -> tuple[Path, str]:
         """The best checkpoint, and in words how it was chosen."""
         if self.interpolates:
-            best, share = interpolated_checkpoint(trainer, task, data, self.folder.path, self.start)
-            return best, f"{share:.0%} of the way from the solved head to the last epoch, chosen by log loss here"
+            best, share = interpolated_checkpoint(trainer, task, data, self.folder.path, self.start, self.validates)
+            why = "chosen by log loss here" if self.validates else "as usual"
+            return best, f"{share:.0%} of the way from the solved head to the last epoch, {why}"
         if self.best.best_model_path:
             return Path(self.best.best_model_path), f"best checkpoint by {self.monitor}"
-        # A strategy that takes no steps leaves one network, and no epoch to choose.
+        # A strategy that takes no steps leaves one network, and no epoch to choose; and without validation images there
+        # is nothing to choose by.
         best = self.folder.path.resolve() / BEST
         trainer.save_checkpoint(best)
-        return best, "the only checkpoint"
+        return best, "the last checkpoint"
 
-    def _calibrate(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule, best: Path) -> Evaluated:
-        """Fit the temperature of the best checkpoint on the validation images, once; what they say under it."""
+    def _calibrate(
+        self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule, best: Path
+    ) -> Evaluated | None:
+        """Fit the temperature of the best checkpoint on the validation images, once; what they say under it.
+
+        Without such images, it is the one that is usual.
+        """
         # By this run, before it was interrupted. Asked before the evaluation, which all processes leave together: after
         # it, the first one writes.
         calibrated = read_checkpoint(best).get(CALIBRATED, False)
-        val = evaluate(trainer, "val", task, data, best, self.collector)
+        if not self.validates:
+            val, temperature = None, USUAL_TEMPERATURE if self.interpolates else 1.0
+        else:
+            val = evaluate(trainer, "val", task, data, best, self.collector)
+            temperature = fit_temperature(val.predictions)
         if calibrated:
             return val
-        temperature = fit_temperature(val.predictions)
         if trainer.is_global_zero:
             calibrate_checkpoint(best, temperature)
         trainer.strategy.barrier()
+        if val is None:
+            return None
         return Evaluated.of("val", val.paths, tempered(val.predictions, temperature), data.groups("val"))
 
     def _conclude(
-        self, task: ClassificationTask, data: ImageDataModule, best: Path, how: str, val: Evaluated, test: Evaluated
+        self,
+        task: ClassificationTask,
+        data: ImageDataModule,
+        best: Path,
+        how: str,
+        val: Evaluated | None,
+        test: Evaluated,
     ) -> None:
         folder, logger = self.folder.path, self.logger
-        metrics = {**val.prefixed(), **test.prefixed()}
+        metrics = {**({} if val is None else val.prefixed()), **test.prefixed()}
         write_predictions(folder, test, task.classes)
         registered = None
         if logger is not None:
@@ -207,8 +231,12 @@ class Fitting:
         write_summary(folder, summary)
         if logger is not None:
             logger.log_file(folder / "summary.json")
-        val.say(f"{how}; temperature {summary['temperature']:.2f}, fitted here")
-        test.say("the same checkpoint")
+        tempered_at = f"temperature {summary['temperature']:.2f}"
+        if val is None:
+            test.say(f"{how}; {tempered_at}")
+        else:
+            val.say(f"{how}; {tempered_at}, fitted here")
+            test.say("the same checkpoint")
         read = summary["images_per_second"]
         say(f"  in {summary['wall_seconds']:.0f} s" + (f"; training read {read:.0f} images/s" if read else ""))
         say_next(folder, best, logger, registered)

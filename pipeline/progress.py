@@ -136,6 +136,7 @@ class EpochLines(Callback):
         self._started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seconds += time.perf_counter() - self._started
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         names = ["train/loss_epoch", "val/loss", "val/accuracy", "val/macro_f1", "val/mean_average_precision"]
         shown = "  ".join(f"{name.removesuffix('_epoch')} {metrics[name]:.4f}" for name in names if name in metrics)

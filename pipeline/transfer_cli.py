@@ -271,7 +271,18 @@ class TransferCLI(LightningCLI):
             started=self.started,
             # A run that begins from a checkpoint of another one did not see where the training began.
             interpolates=self.strategy.interpolates and (self.checkpoint is None or self.resumed is not None),
+            validates=self._require_validation(),
         )
+
+    def _require_validation(self) -> bool:
+        """Whether there are validation images; without them there is nothing that could stop early."""
+        validates = len(self.datamodule.table.rows("val")) > 0
+        if self.settings.patience is not None and not validates:
+            raise UserError(
+                "patience: expected validation images to see by when training gets no better, found none; set "
+                "data.val_fraction above 0, or remove patience."
+            )
+        return validates
 
     @property
     def strategy(self) -> Strategy:
@@ -296,6 +307,11 @@ class TransferCLI(LightningCLI):
 
     def validate(self, model: ClassificationTask, datamodule: ImageDataModule, **_: Any) -> None:
         """Print the metrics of a checkpoint on the validation images."""
+        if not len(datamodule.table.rows("val")):
+            raise UserError(
+                "validate: expected validation images, found none (data.val_fraction is 0); use `test`, or "
+                "`crossvalidate`."
+            )
         self._evaluate("val", model, datamodule)
 
     def test(self, model: ClassificationTask, datamodule: ImageDataModule, **_: Any) -> None:

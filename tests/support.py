@@ -32,6 +32,7 @@ def fast(root: Path) -> list[str]:
         f"--data.root={root}",
         "--data.image_size=32",
         "--data.batch_size=8",
+        "--data.val_fraction=0.15",
         "--data.num_workers=0",
         "--trainer.accelerator=cpu",
         "--trainer.devices=1",

@@ -71,6 +71,13 @@ def test_given_splits_are_kept_and_images_without_one_are_for_training(given, dr
         assert table.splits == ["train" if split is None else split for split in listing.given]
 
 
+def test_nothing_need_be_held_out_for_validation():
+    table = Division(val_fraction=0, test_fraction=0.4).divide(listing_of("aaaaabbbbb"))
+    assert [sum(table.counts(split).values()) for split in ("train", "val", "test")] == [6, 0, 4]
+    table = Division(val_fraction=0, fold="2 of 5").divide(listing_of("aaaaabbbbb"))
+    assert [sum(table.counts(split).values()) for split in ("train", "val", "test")] == [8, 0, 2]
+
+
 @pytest.mark.parametrize(
     ("settings", "labels", "given", "text"),
     [
@@ -88,7 +95,7 @@ def test_given_splits_are_kept_and_images_without_one_are_for_training(given, dr
             "at least 2 images of class 'b' to divide among train and val,",
         ),
         ({}, "aabb", ["val", "val", "test", "test"], "data.root: expected images to train on in somewhere, found none"),
-        ({"val_fraction": 0.0}, "aaabbb", None, "data.val_fraction: expected a share between 0 and 1, found 0.0."),
+        ({"val_fraction": 1.0}, "aaabbb", None, "data.val_fraction: expected a share from 0 to below 1, found 1.0."),
         ({"test_fraction": 1.0}, "aaabbb", None, "data.test_fraction: expected a share between 0 and 1, found 1.0."),
         ({"val_fraction": 0.6, "test_fraction": 0.5}, "aaabbb", None, "expected a sum below 1, found 1.1; lower one."),
     ],

@@ -18,6 +18,7 @@ from pipeline.planning.timing import Pace
 FACTS = Facts(
     images=1_500,
     validated=300,
+    draws_val=True,
     tested=400,
     classes=6,
     fewest=100,
@@ -78,6 +79,11 @@ def test_few_images_pass_more_often() -> None:
     assert epochs[-1] == 3
 
 
+def test_few_images_are_all_trained_on() -> None:
+    fractions = [rules.val_fraction(replace(FACTS, images=n, validated=n // 10)).value for n in (10, 200, 300, 10_000)]
+    assert fractions == [0.0, 0.0, 0.15, 0.15]
+
+
 def test_rates_follow_the_scale_of_the_weights() -> None:
     small, large = (rules.learning_rate(replace(FACTS, step_scale=scale), 32).value for scale in (0.01, 0.02))
     assert large == pytest.approx(2 * small)
@@ -93,6 +99,7 @@ def test_rates_follow_the_scale_of_the_weights() -> None:
 def test_every_rule_says_why() -> None:
     for facts in (FACTS, replace(FACTS, pretrained=False), replace(FACTS, images=30, short_side=40)):
         for ruled in (
+            rules.val_fraction(facts),
             rules.strategy(facts),
             rules.train_size(facts),
             rules.image_size(facts, 160),

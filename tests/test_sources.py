@@ -188,7 +188,7 @@ def test_an_absent_folder_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"val_fraction": 0.0}, r"data\.val_fraction.*found 0\.0"),
+        ({"val_fraction": -0.1}, r"data\.val_fraction.*found -0\.1"),
         ({"test_fraction": 1.0}, r"data\.test_fraction.*found 1\.0"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, r"sum below 1"),
         ({"batch_size": 1}, r"data\.batch_size.*at least 2.*found 1"),

@@ -95,6 +95,13 @@ def changed(rows: list[dict[str, str]], row: int, **cells: str) -> list[dict[str
     return [{**named, **cells} if number == row else named for number, named in enumerate(rows)]
 
 
+def test_a_split_file_need_not_name_validation_images(tmp_path, listing):
+    table = Division(val_fraction=0).divide(listing)
+    again = Division(split_file=write(tmp_path / "split.csv", table.named_rows())).divide(listing)
+    assert len(again.rows("val")) == 0
+    assert again.digest == table.digest
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -113,7 +120,7 @@ def changed(rows: list[dict[str, str]], row: int, **cells: str) -> list[dict[str
         (lambda rows: changed(rows, 4, split="tset"), "train, val or test for ' blank.png' in"),
         (lambda rows: changed(rows, 4, split="tset"), "found 'tset'; did you mean test?"),
         (lambda rows: changed(rows, 4, split=""), "found ''; name one of them."),
-        (lambda rows: [{**row, "split": "train"} for row in rows], "images in each of train, val and test in"),
+        (lambda rows: [{**row, "split": "train"} for row in rows], "images in each of train and test in"),
         (lambda rows: [{("Split" if k == "split" else k): v for k, v in r.items()} for r in rows], "mean 'Split'?"),
         (lambda rows: [{"image": r["path"], "set": r["split"]} for r in rows], "found 'image' and 'set'; name it in"),
     ],

@@ -21,8 +21,10 @@ State = Mapping[str, Tensor]
 
 #: How much of the way is tried.
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-# What is believed of the share before any image is seen: a normal distribution beyond the middle.
-_MEAN, _DEVIATION = 0.65, 0.3
+#: What is believed of the share before any image is seen: a normal distribution beyond the middle ...
+USUAL_SHARE, _DEVIATION = 0.65, 0.3
+#: ... and of the temperature there.
+USUAL_TEMPERATURE = 1.5
 
 
 class StartingPoint(Checkpoint):
@@ -85,6 +87,6 @@ def choose_share(start: State, end: State, predict: Callable[[dict[str, Tensor]]
     def surprise(share: float) -> float:
         predictions = predict(between(start, end, share))
         losses = tempered(predictions, fit_temperature(predictions)).losses
-        return float(losses.sum()) + ((share - _MEAN) / _DEVIATION) ** 2 / 2
+        return float(losses.sum()) + ((share - USUAL_SHARE) / _DEVIATION) ** 2 / 2
 
     return min(SHARES, key=surprise)

@@ -23,6 +23,7 @@ class Facts:
     Attributes:
         images: that train.
         validated: that validate.
+        draws_val: whether those are drawn from the images that would train.
         tested: that test.
         classes: their number.
         fewest: training images of the rarest class.
@@ -40,6 +41,7 @@ class Facts:
 
     images: int
     validated: int
+    draws_val: bool
     tested: int
     classes: int
     fewest: int
@@ -71,6 +73,7 @@ def gather_facts(data: ImageDataModule, task: ClassificationTask, weights_size: 
     return Facts(
         images=len(table.rows("train")),
         validated=len(table.rows("val")),
+        draws_val=data.division.draws_val(table.listing),
         tested=len(table.rows("test")),
         classes=len(data.classes),
         fewest=min(of_classes),

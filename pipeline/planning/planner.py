@@ -25,6 +25,7 @@ from pipeline.precision import computing
 from pipeline.task import ClassificationTask
 
 TRAIN_SIZE, IMAGE_SIZE, CROP = (f"data.init_args.{name}" for name in ("train_size", "image_size", "crop_fraction"))
+VAL_FRACTION = "data.init_args.val_fraction"
 EPOCHS = "trainer.max_epochs"
 _TURNED = 400  # images that are tried in other orientations
 _EXPECTED_VIEWS = 2  # of an image in evaluation
@@ -74,6 +75,8 @@ class Planner:
         Raises:
             UserError: there is too little time, or features cannot be computed or kept.
         """
+        if self.facts.draws_val and self.settings.patience is None:
+            self._hold_out()
         facts = self.facts
         strategy, size, passes = rules.strategy(facts), rules.train_size(facts), rules.epochs(facts)
         if (given := self._given(IMAGE_SIZE)) is not None:
@@ -100,6 +103,12 @@ class Planner:
         self._settle("model.batch_norm", rules.batch_norm(facts, batch_size))
         self._settle("model.test_time_augmentation", rules.test_time_augmentation(facts, orientation))
         return Plan(tuple(self.choices.values()), expected)
+
+    def _hold_out(self) -> None:
+        """Decide whether images are held out for validation; what is not joins those that train."""
+        facts = self.facts
+        if self._settle(VAL_FRACTION, rules.val_fraction(facts)) == 0:
+            self.facts = replace(facts, images=facts.images + facts.validated, validated=0)
 
     def _fit(self, seconds: float, started: float, strategy: Ruled, size: Ruled, passes: Ruled) -> Fitted:
         """What fits into the time, of what is not set."""

@@ -6,6 +6,7 @@ where the rule comes from, where it is not our own.
 
 from typing import Any, NamedTuple
 
+from datamodules.division import VAL_FRACTION
 from pipeline.finetuning.optimization import MOST, RELATIVE_STEP, USUAL_BATCH, default_rates
 from pipeline.planning.budget import Fitted
 from pipeline.planning.duration import in_words
@@ -24,6 +25,7 @@ _ENLARGED = 1.2
 _LEAST_EPOCHS, _MOST_EPOCHS = 3, 10
 _PASSES = 700  # of images, beyond the least epochs
 _SCRATCH_EPOCHS = 10
+_LEAST_HELD_OUT = 40
 _STEPS_AN_EPOCH = 6
 _SMALLEST_BATCH, _LARGEST_BATCH = 8, 32
 
@@ -34,6 +36,14 @@ class Ruled(NamedTuple):
     value: Any
     reason: str
     source: str = ""
+
+
+def val_fraction(facts: Facts) -> Ruled:
+    """Share of the images that is held out to choose and to calibrate by."""
+    held_out = round(VAL_FRACTION * (facts.images + facts.validated))
+    if held_out < _LEAST_HELD_OUT:
+        return Ruled(0.0, f"{held_out} images choose no better than a coin, and are worth more in training")
+    return Ruled(VAL_FRACTION, "enough to choose and to calibrate by")
 
 
 def strategy(facts: Facts) -> Ruled:

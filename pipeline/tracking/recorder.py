@@ -70,6 +70,9 @@ class RunRecorder(Callback):
             }
             self.logger.log_metrics(rates, trainer.global_step)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.logger.flush()
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.logger.flush()  # so that a person who watches sees every epoch
 
