@@ -58,7 +58,7 @@ class ClassificationTask(LightningModule):
         label_smoothing: share of the target spread over all classes, in [0, 1).
         dropout: share of the features zeroed before the classifier while training, in [0, 1).
         batch_norm: by which statistics images are normalised in training: ``batch``: those of their batch, and stored
-            ones follow them; ``stored``: the stored ones, which stay as the weights brought them; ``auto``: ``batch``.
+            ones follow them; ``stored``: the stored ones, which stay as they were; ``auto``: ``batch``.
         mixing: of the images of a training batch: ``mixup``, ``cutmix``, or ``either`` of them for each batch.
         mixing_alpha: strength of the mixing, above 0; ``auto``: 0.2 for mixup, 1.0 for CutMix.
         test_time_augmentation: views of an image whose probabilities are averaged in evaluation and in the registered

@@ -15,8 +15,8 @@ from pipeline.planning.facts import Facts
 #: Beyond this many training images a fresh head has found its place before the first epoch is over, and a pass over all
 #: of them to solve it costs as much as that epoch.
 MOST_SOLVED = 20_000
-#: From this many images in a batch on their own statistics are better than those that the weights brought.
-LEAST_FOR_STATISTICS = 16
+#: From this many images in a batch on their own statistics are better than those of before.
+LEAST_FOR_STATISTICS = 32
 
 _STRIDE = 32  # of the networks: other sizes are cut off at the border
 _CPU_SIZE = 160
@@ -154,7 +154,7 @@ def batch_norm(facts: Facts, batch_size: int) -> Ruled:
     if not facts.pretrained:
         return Ruled("batch", "from scratch there are no statistics to keep")
     if batch_size < LEAST_FOR_STATISTICS:
-        reason = f"batches of {batch_size} are too small to be measured; the weights brought better statistics"
+        reason = f"batches of {batch_size} are too small to be measured; what was measured before is better"
         return Ruled("stored", reason, "Wu and He 2018, arXiv:1803.08494, figure 1")
     return Ruled("batch", f"batches of {batch_size} are enough to be measured")
 
