@@ -1,7 +1,6 @@
 """What is learned: image classification with a network, its loss, its metrics and its optimizer."""
 
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
@@ -209,9 +208,6 @@ class ClassificationTask(LightningModule):
         if self.hparams["batch_norm"] == "stored":
             use_stored_statistics(self.network)
 
-    def _plain_answer(self, images: Tensor) -> Tensor:
-        return to_probabilities(self(images), self.hparams["multi_label"])
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, target = self.normalise(batch["image"]), batch["target"]
         weight = batch.get("weight", torch.ones((), device=images.device))
@@ -232,8 +228,10 @@ class ClassificationTask(LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
-        # While training goes on, one view says well enough how it goes.
-        outputs = self._evaluate(batch, self._plain_answer if self._in_training else self.answer)
+        if self._in_training:  # one view in the training's precision says well enough how it goes
+            outputs = _answered(batch, to_probabilities(self(batch["image"]).float(), self.hparams["multi_label"]))
+        else:
+            outputs = self._evaluate(batch)
         probabilities, target = outputs["probabilities"], batch["target"]
         self.val_metrics.update(probabilities, target)
         self.val_loss.update(_log_loss(probabilities, target), len(target))
@@ -242,15 +240,14 @@ class ClassificationTask(LightningModule):
         return outputs
 
     def test_step(self, batch: Batch, batch_idx: int) -> Batch:
-        return self._evaluate(batch, self.answer)
+        return self._evaluate(batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
-        return self._evaluate(batch, self.answer)
+        return self._evaluate(batch)
 
-    def _evaluate(self, batch: Batch, answer: Callable[[Tensor], Tensor]) -> Batch:
+    def _evaluate(self, batch: Batch) -> Batch:
         with torch.autocast(self.device.type, enabled=False), _full_float32():
-            probabilities = answer(batch["image"])
-        return {"index": batch["index"], "target": batch["target"], "probabilities": probabilities}
+            return _answered(batch, self.answer(batch["image"]))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         rates = self.hparams["learning_rate"], self.hparams["head_learning_rate"]
@@ -262,6 +259,10 @@ class ClassificationTask(LightningModule):
         schedule = partial(cosine_with_warmup, total_steps=total, warmup_steps=warmup)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _answered(batch: Batch, probabilities: Tensor) -> Batch:
+    return {"index": batch["index"], "target": batch["target"], "probabilities": probabilities}
 
 
 def _full_float32() -> AbstractContextManager[None]:
