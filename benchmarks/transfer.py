@@ -14,8 +14,9 @@ Every contestant is a process of its own; seconds run from its start to its end,
 more than a twentieth of the processors' time beside it. It starts from the same ResNet-18 and is told the same training
 images, all of which the peers train on; ours draws its validation images from them. Peers see images of 160 px for 5
 epochs (20 with 20 images a class) in float32; ours is told nothing. GPUs are hidden from all. Each result is written at
-once as a JSON line of ``results.jsonl`` in the work folder, where a second run goes on; ``right`` has a digit for each
-image of the case's ``test.csv``, which lies there, too.
+once as a JSON line of ``results.jsonl`` in the work folder, where a second run goes on; ``right`` and ``confidence``
+say of each image of the case's ``test.csv``, which lies there, too, whether the answer is right, and its probability.
+ECE has 15 bins of equal width, and the answers under all seeds in them.
 """
 
 import argparse
@@ -236,6 +237,7 @@ def judge(answers: Path, root: Path, test: Path) -> Result:
         "macro_f1": float(f1_score(targets, labels, average="macro")),
         "log_loss": float(-np.log(of_truth.clip(SMALLEST)).mean()),
         "right": "".join(str(int(right)) for right in labels == targets),
+        "confidence": probabilities.max(axis=1).round(4).tolist(),
     }
 
 

@@ -50,6 +50,24 @@ def mean_of(samples: Sequence[Sequence[float]]) -> Mean:
     return Mean(value, float(stats.t.ppf(0.975, freedom) * np.sqrt(variances.sum()) / len(samples)))
 
 
+def calibration_error(confidences: Sequence[float], right: Sequence[bool], bins: int = 15) -> float:
+    """How far confidence is from accuracy, by bins of equal width (Guo et al. 2017, arXiv:1706.04599, equation 3).
+
+    Args:
+        confidences: probability of each answer.
+        right: whether it was right.
+        bins: their number.
+
+    Example:
+        >>> calibration_error([0.9, 0.9, 0.9, 0.9], [True, True, True, False])
+        0.15
+    """
+    told, were = np.asarray(confidences), np.asarray(right, float)
+    number = np.ceil(told * bins).clip(1).astype(int) - 1
+    gaps = np.bincount(number, told - were, minlength=bins)
+    return round(float(np.abs(gaps).sum() / len(told)), 12)
+
+
 class Standing:
     """Results by case, contestant and seed.
 
@@ -86,6 +104,16 @@ class Standing:
         ]
         return float(np.mean([np.mean(seconds) if seconds else np.nan for seconds in counted]))
 
+    def calibration_error(self, cases: Sequence[str], contestant: str) -> float:
+        """ECE of the answers under all seeds taken together, the mean over cases."""
+        errors = []
+        for case in cases:
+            results = self._results[case, contestant].values()
+            told = [value for result in results for value in result["confidence"]]
+            right = [digit == "1" for result in results for digit in result["right"]]
+            errors.append(calibration_error(told, right))
+        return float(np.mean(errors))
+
     def comparisons(self, cases: Sequence[str]) -> Iterator[tuple[str, str, list[list[float]], float]]:
         """Each of ours, the best peer, differences in accuracy by case and seed, and the ratio of seconds."""
         peer = self.best_peer(cases)
@@ -120,8 +148,8 @@ def table(standing: Standing, cases: Sequence[str]) -> str:
     there = standing.there(cases)
     width = max(map(len, there), default=0)
     lines = [
-        f"| {'contestant':<{width}} | seeds | accuracy, % | macro-F1, % |        log loss |   seconds |",
-        f"|{'-' * (width + 2)}|------:|------------:|------------:|----------------:|----------:|",
+        f"| {'contestant':<{width}} | seeds | accuracy, % | macro-F1, % |        log loss |   ECE |   seconds |",
+        f"|{'-' * (width + 2)}|------:|------------:|------------:|----------------:|------:|----------:|",
     ]
     for name in there:
         accuracy, macro_f1, log_loss = (
@@ -132,7 +160,8 @@ def table(standing: Standing, cases: Sequence[str]) -> str:
         loss = f"{log_loss.value:.3f}" if np.isnan(log_loss.half) else f"{log_loss.value:.3f} ± {log_loss.half:.3f}"
         lines.append(
             f"| {name:<{width}} | {'-'.join(map(str, counts)):>5} | {accuracy.points():>11} | {macro_f1.points():>11} "
-            f"| {loss:>15} | {'disturbed' if np.isnan(seconds) else f'{seconds:.1f}':>9} |"
+            f"| {loss:>15} | {standing.calibration_error(cases, name):.3f} "
+            f"| {'disturbed' if np.isnan(seconds) else f'{seconds:.1f}':>9} |"
         )
     return "\n".join(lines)
 
