@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,3 +79,14 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "python -m pipeline fit --config configs/finetune.yaml" in done.stdout
+
+
+def test_every_package_is_packed() -> None:
+    """An editable installation finds them all; one that is packed has only those that are named."""
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    there = [
+        file.parent.relative_to(ROOT)
+        for top in ("pipeline", "datamodules")
+        for file in (ROOT / top).rglob("__init__.py")
+    ]
+    assert sorted(named) == sorted(".".join(folder.parts) for folder in there)
