@@ -75,7 +75,7 @@ def running_runs() -> list[str]:
         ("--data.batch_size=many", "data.batch_size: expected int or auto, found many"),
         ("--data.batch_size=1", "data.batch_size: expected at least 2"),
         ("--data.image_size=8", "data.image_size: expected at least 32"),
-        ("--data.val_fraction=2", "expected a share between 0 and 1"),
+        ("--data.val_fraction=2", "expected a share from 0 to below 1"),
         ("--data.num_workers=-1", "data.num_workers: expected 0 or more"),
         ("--data.train_transforms=wild", "expected light, standard, strong, trivial_augment or a list"),
         ("--data.rot=somewhere", "did you mean data.root"),
