@@ -24,7 +24,7 @@ SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 #: What is believed of the share before any image is seen: a normal distribution beyond the middle ...
 USUAL_SHARE, _DEVIATION = 0.65, 0.3
 #: ... and of the temperature there.
-USUAL_TEMPERATURE = 1.5
+USUAL_TEMPERATURE = 1.15
 
 
 class StartingPoint(Checkpoint):

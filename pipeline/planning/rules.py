@@ -16,14 +16,14 @@ from pipeline.planning.facts import Facts
 #: of them to solve it costs as much as that epoch.
 MOST_SOLVED = 20_000
 #: From this many images in a batch on their own statistics are better than those of before.
-LEAST_FOR_STATISTICS = 32
+LEAST_FOR_STATISTICS = 8
 
 _STRIDE = 32  # of the networks: other sizes are cut off at the border
 _CPU_SIZE = 160
 # What evaluation sees is larger than what is trained on, because random crops show things enlarged (Touvron et al.).
 _ENLARGED = 1.2
-_LEAST_EPOCHS, _MOST_EPOCHS = 4, 10
-_PASSES = 600  # of images, beyond the least epochs
+_LEAST_EPOCHS, _MOST_EPOCHS = 3, 12
+_PASSES = 1_100  # of images, beyond the least epochs
 _SCRATCH_EPOCHS = 10
 _LEAST_HELD_OUT = 40
 _STEPS_AN_EPOCH = 6
