@@ -26,6 +26,10 @@ def write_images(folder: Path, per_class: int, seed: int = 0, size: int = 40) ->
             Image.fromarray(pixels).save(folder / name / f"{number:03}.png")
 
 
+#: Of a run in this process, on one processor, in float32.
+MACHINE = ["--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]
+
+
 def fast(root: Path) -> list[str]:
     """Arguments of a small run in float32 without reading processes."""
     return [
@@ -33,10 +37,7 @@ def fast(root: Path) -> list[str]:
         "--data.image_size=32",
         "--data.batch_size=8",
         "--data.val_fraction=0.15",
-        "--data.num_workers=0",
-        "--trainer.accelerator=cpu",
-        "--trainer.devices=1",
-        "--trainer.precision=32-true",
+        *MACHINE,
     ]
 
 

@@ -11,9 +11,7 @@ import yaml
 from pipeline.checkpoints import read_checkpoint
 from pipeline.cli import main
 from pipeline.planning import session
-from tests.support import pretrained, write_images
-
-MACHINE = ["--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]
+from tests.support import MACHINE, pretrained, write_images
 
 
 @pytest.fixture
