@@ -1,6 +1,6 @@
 """A solved head against ten epochs of a head on the same frozen network: seconds and accuracy.
 
-    PIPELINE_MATERIAL=... python benchmarks/probe.py    # about six minutes on two cores; nothing else should run
+    PIPELINE_MATERIAL=... python benchmarks/probe.py    # about three minutes on two cores; nothing else should run
 
 Images are those of trash, ResNet-18 with the material's weights, float32, one process. A fifth of the images tests. Ten
 frozen epochs read, decode and pass each image ten times and take a step of AdamW at 1e-3 for each batch of 32; the
