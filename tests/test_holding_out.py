@@ -50,3 +50,14 @@ def test_strategies_that_train_on_all_images_hand_over_the_last_network(
     (folder,) = Path("runs").iterdir()
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["chosen"], summary["temperature"]) == ("the last checkpoint", 1.0)
+
+
+def test_who_names_a_metric_wants_images_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    chosen = [*pretrained(tmp_path, per_class=10), "--data.orientation=mirrored", "--monitor=val/loss"]
+    assert main(["fit", *given(tmp_path / "images"), *chosen, "--trainer.max_epochs=1"]) == 0
+    printed = capsys.readouterr().out
+    assert "split      train 21, val 3, test 6" in printed
+    assert "monitor    val/loss" in printed

@@ -57,9 +57,3 @@ def test_two_images_of_each_class(arguments: list[str], capsys: pytest.CaptureFi
     assert main(arguments) == 2
     assert "at least 3 images of class 'a' to divide among train, val and test, found 2" in capsys.readouterr().err
     assert main([*arguments, "--data.val_fraction=0"]) == 0  # one trains, one tests
-
-
-def test_one_class(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    draw({"alone": 20})
-    assert main(arguments) == 2
-    assert "at least 2 classes" in capsys.readouterr().err

@@ -123,19 +123,6 @@ def test_few_images_and_very_uneven_classes_get_a_plan_that_trains(
     assert "test: " in capsys.readouterr().out
 
 
-def test_many_classes_of_three_images(tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    from PIL import Image
-
-    for number in range(60):
-        folder = tmp_path / "many" / f"class{number:03}"
-        folder.mkdir(parents=True)
-        for image in range(3):
-            Image.new("RGB", (40, 40), (4 * number, 255 - 4 * number, 80 * image)).save(folder / f"{image}.png")
-    few = [argument for argument in arguments if not argument.startswith("--data.root")]
-    assert main(["fit", f"--data.root={tmp_path / 'many'}", *few, "--trainer.max_epochs=1"]) == 0
-    assert "classes    60" in capsys.readouterr().out
-
-
 def test_images_smaller_than_the_network_are_enlarged(
     tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

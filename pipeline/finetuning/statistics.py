@@ -40,11 +40,11 @@ def measure_statistics(
     Args:
         network: whose normalisations are measured.
         embed: passes images through the network.
-        batches: of images, as ``embed`` takes them.
+        batches: of images ``(B, C, H, W)``, as ``embed`` takes them; the larger, the better each is measured.
 
     Returns:
-        New values of the buffers by their names in the network, for ``load_state_dict(..., strict=False)``; nothing
-        where there are no batches.
+        New values of the buffers, float32 ``(channels,)``, by their names in the network, for ``load_state_dict(...,
+        strict=False)``; nothing where there are no batches.
     """
     norms = normalisations(network)
     kept = {name: (norm.running_mean.clone(), norm.running_var.clone()) for name, norm in norms.items()}  # type: ignore[union-attr]

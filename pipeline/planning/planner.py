@@ -75,7 +75,8 @@ class Planner:
         Raises:
             UserError: there is too little time, or features cannot be computed or kept.
         """
-        if self.facts.draws_val and self.settings.patience is None:
+        # Who names a metric to choose by, or a patience, wants images held out.
+        if self.facts.draws_val and self.settings.patience is None and self.settings.monitor == "auto":
             self._hold_out()
         facts = self.facts
         strategy, size, passes = rules.strategy(facts), rules.train_size(facts), rules.epochs(facts)
