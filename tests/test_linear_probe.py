@@ -25,7 +25,8 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def run_folders() -> list[Path]:
-    return sorted(Path("runs").iterdir())
+    # By time, not by name: two runs of one second are named in any order.
+    return sorted(Path("runs").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
 
 
 def network_of(folder: Path) -> dict[str, torch.Tensor]:
