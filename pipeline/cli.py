@@ -27,6 +27,7 @@ Fine-tune a pretrained ResNet on your own labelled images.
   predict        a CSV of predictions for a folder of images
   audit          what is wrong with the data: duplicates, leaks, unreadable files, wrong labels; --strict
   plan           what fit would choose, and why: sizes, epochs, rates; --budget 5m, --to plan.yaml
+  find           a learning rate or a batch size by trial; fit needs neither
   crossvalidate  fit once for each of --folds parts, and test on all images together
   convert        put the data into chunks for streaming, --to FOLDER or s3://...
   backbones      the residual networks: layers, parameters, multiply-adds

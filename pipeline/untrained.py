@@ -53,6 +53,10 @@ def run_untrained(arguments: Sequence[str], terminal: bool, started: float) -> i
         from pipeline.plan_command import run_plan
 
         return run_plan(others, terminal, started)
+    if name == "find":
+        from pipeline.finding import run_find
+
+        return run_find(others, terminal, started)
     from pipeline.auditing import run_audit
 
     return run_audit(others, terminal, started)
