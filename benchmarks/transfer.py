@@ -69,13 +69,20 @@ class Image(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """Images of one source, all that train or 20 a class."""
+    """Images of one source, all that train or 20 a class.
+
+    Attributes:
+        source: of the images.
+        few: whether 20 a class are drawn.
+        development: whether a part of the training images tests, and those that test otherwise are left alone.
+    """
 
     source: str
     few: bool
+    development: bool = False
 
     def __str__(self) -> str:
-        return f"{self.source}-{FEW if self.few else 'full'}"
+        return f"{self.source}-{FEW if self.few else 'full'}{'-development' if self.development else ''}"
 
     @property
     def epochs(self) -> int:
@@ -160,6 +167,8 @@ class Workplace:
         folder = self.folder / "cases" / f"{case}-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         images = divide(self.images(case.source), seed)
+        if case.development:
+            images = divide([image._replace(split=None) for image in images if image.split == "train"], seed)
         if case.few:
             images = draw(images, seed)
         root = self.root(case.source)
@@ -186,6 +195,8 @@ class Workplace:
             cost = self.run(command, scratch, f"{case}-{seed}-{contestant}")
             (answers,) = scratch.glob("runs/*/predictions.csv" if is_ours(contestant) else "probabilities.csv")
             judged = judge(answers, root, tables / "test.csv")
+            if is_ours(contestant):
+                judged["plan"] = plan_of(answers.parent)
         key: Result = {"case": str(case), "seed": seed, "contestant": contestant}
         machine = {"processors": os.cpu_count(), "revision": code_revision()}
         took = {"seconds": round(cost.seconds, 2), "others": round(cost.others, 3)}
@@ -239,6 +250,11 @@ def judge(answers: Path, root: Path, test: Path) -> Result:
         "right": "".join(str(int(right)) for right in labels == targets),
         "confidence": probabilities.max(axis=1).round(4).tolist(),
     }
+
+
+def plan_of(run: Path) -> Result:
+    """What a run of ours has chosen, by setting."""
+    return {choice["setting"]: choice["value"] for choice in json.loads((run / "plan.json").read_text())["choices"]}
 
 
 def read_csv(file: Path) -> list[dict[str, str]]:

@@ -7,8 +7,7 @@ import pytest
 import torch
 from scipy import stats
 from torchmetrics.functional.classification import multiclass_calibration_error
-
-from benchmarks.transfer_report import calibration_error, mean_of, report
+from transfer_report import calibration_error, mean_of, report
 
 CASES = ["few", "full"]
 

@@ -1,0 +1,245 @@
+"""Every default with and without it: what it brings on the three sets, on images that test nothing else.
+
+    PIPELINE_MATERIAL=... python benchmarks/defaults.py                          # everything
+    PIPELINE_MATERIAL=... python benchmarks/defaults.py --rows "no clipping" --seeds 0 1
+    python benchmarks/defaults.py --report                                       # the table of what has been run
+
+The cases are those of ``benchmarks/transfer.py`` with 20 images a class and, for what matters with many images, in
+full. But a quarter of the training images tests (another one for each seed, near-duplicates together), and the images
+by which ours is compared with its peers are left out: what is chosen here must not have seen them. Each row changes one
+thing against what ``fit`` does with nothing but the data given, and is compared with that seed by seed.
+
+Runs go side by side, a processor each: no seconds are taken here.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transfer import Case, Result, Workplace, key_of, read_results
+from transfer_report import OURS, mean_of
+
+SOURCES = ("trash", "elpv", "cells")
+FEW = tuple(str(Case(source, few=True, development=True)) for source in SOURCES)
+FULL = tuple(str(Case(source, few=False, development=True)) for source in SOURCES)
+CASES = {str(case): case for few in (True, False) for case in (Case(name, few, development=True) for name in SOURCES)}
+SEEDS = range(4)
+
+Chosen = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A default, and the run without it.
+
+    Attributes:
+        name: of the run without it.
+        change: arguments that make it, from what was chosen where nothing was set.
+        cases: in which it is tried.
+    """
+
+    name: str
+    change: Callable[[Chosen], list[str]]
+    cases: tuple[str, ...] = FEW
+
+
+def told(*arguments: str) -> Callable[[Chosen], list[str]]:
+    return lambda _: list(arguments)
+
+
+def times(setting: str, factor: float) -> Callable[[Chosen], list[str]]:
+    """What was chosen, so many times."""
+
+    def change(chosen: Chosen) -> list[str]:
+        value = factor * chosen[setting]
+        return [f"--{setting}={max(1, round(value)) if isinstance(chosen[setting], int) else f'{value:.2g}'}"]
+
+    return change
+
+
+def rates(factor: float) -> Callable[[Chosen], list[str]]:
+    """Both learning rates, so many times."""
+    both = [times(f"model.{name}", factor) for name in ("learning_rate", "head_learning_rate")]
+    return lambda chosen: [argument for change in both for argument in change(chosen)]
+
+
+def experiment(name: str) -> Callable[[Chosen], list[str]]:
+    return told(f"--trainer.callbacks+=benchmarks.experiments.{name}")
+
+
+def whole_size(chosen: Chosen) -> list[str]:
+    return [f"--data.image_size={chosen['data.init_args.train_size']}"]
+
+
+PROBE_THEN = "--finetuning=ProbeThenFineTune"
+ROWS = (
+    Row("fresh head, ten times the rate", told("--finetuning=FullFineTuning"), FEW + FULL[:2]),
+    Row("head alone (LinearProbe)", told("--finetuning=LinearProbe"), FEW + FULL[:2]),
+    Row("stage by stage (GradualUnfreezing)", told("--finetuning=GradualUnfreezing")),
+    Row("statistics as the weights brought them", told(PROBE_THEN, "--finetuning.measure=false"), FEW + FULL[:2]),
+    Row(
+        "the last epoch, not between start and end", told(PROBE_THEN, "--finetuning.interpolate=false"), FEW + FULL[:2]
+    ),
+    Row("a third of the rate", rates(1 / 3), FEW + FULL[:2]),
+    Row("three times the rate", rates(3), FEW + FULL[:2]),
+    Row("ten times the rate for the head", times("model.head_learning_rate", 10)),
+    Row("earlier stages at 0.7 of the rate", told("--model.layer_decay=0.7")),
+    Row("half the epochs", times("trainer.max_epochs", 0.5), FEW + FULL[:2]),
+    Row("twice the epochs", times("trainer.max_epochs", 2), FEW + FULL[:2]),
+    Row("twice the batch, same rate", times("data.init_args.batch_size", 2)),
+    Row("normalised by stored statistics", told("--model.batch_norm=stored"), FEW + FULL[:2]),
+    Row("no warm-up", told("--model.warmup_fraction=0")),
+    Row("no weight decay", told("--model.weight_decay=0")),
+    Row("gradients clipped at 1", told("--trainer.gradient_clip_val=1")),
+    Row("evaluated as large as trained", whole_size, FEW + FULL[:2]),
+    Row("one view of an image", told("--model.test_time_augmentation=none"), FEW + FULL[:2]),
+    Row("the middle 0.875 of an image", told("--data.crop_fraction=0.875")),
+    Row("mirrored alone, whatever the probe says", told("--data.orientation=mirrored"), FEW + FULL[:2]),
+    Row("15 % held out", told("--data.val_fraction=0.15")),
+    Row("nothing held out", told("--data.val_fraction=0"), FULL[:2]),
+    Row("10 % held out", told("--data.val_fraction=0.1"), FULL[:2]),
+    Row("label smoothing 0.1", told("--model.label_smoothing=0.1")),
+    Row("mixup", told("--model.mixing=mixup")),
+    Row("cutmix", told("--model.mixing=cutmix")),
+    Row(
+        "moving average of the weights",
+        told("--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging", "--trainer.callbacks.decay=0.95"),
+    ),
+    Row("pulled to the start (L2-SP)", experiment("L2SP")),
+    Row("stochastic depth 0.1", experiment("StochasticDepth")),
+)
+
+
+class Ablation:
+    """Runs rows and keeps their results.
+
+    Args:
+        workplace: where everything is kept, and what runs are started with.
+        jobs: that go side by side.
+    """
+
+    def __init__(self, workplace: Workplace, jobs: int) -> None:
+        self.workplace = workplace
+        self.jobs = jobs
+        self.file = results_in(workplace.folder)
+
+    def run(self, rows: Sequence[Row], cases: Sequence[str], seeds: Sequence[int]) -> int:
+        """What has no result yet, the defaults first; how many failed."""
+        failed = self._run_all([(OURS, case, seed, []) for case in cases for seed in seeds])
+        chosen = {(r["case"], r["seed"]): r["plan"] for r in read_results(self.file) if r["contestant"] == OURS}
+        work = [
+            (row.name, case, seed, row.change(chosen[case, seed]))
+            for row in rows
+            for case in row.cases
+            for seed in seeds
+            if (case, seed) in chosen and case in cases
+        ]
+        return failed + self._run_all(work)
+
+    def _run_all(self, work: Sequence[tuple[str, str, int, list[str]]]) -> int:
+        done = {key_of(result) for result in read_results(self.file)}
+        left = [item for item in work if (item[1], item[2], item[0]) not in done]
+        for case, seed in {(case, seed) for _, case, seed, _ in left}:
+            self.workplace.prepare(CASES[case], seed)
+        with ThreadPoolExecutor(self.jobs) as pool:
+            return sum(not is_done for is_done in pool.map(lambda item: self._run(*item), left))
+
+    def _run(self, name: str, case: str, seed: int, arguments: list[str]) -> bool:
+        tables = self.workplace.folder / "cases" / f"{case}-{seed}"
+        try:
+            result = self.workplace.compete(CASES[case], seed, " ".join([OURS, *arguments]), tables)
+        except ChildProcessError as error:
+            print(f"{name}: {error}", flush=True)
+            return False
+        with self.file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({**result, "contestant": name}) + "\n")
+        print(f"{case}, seed {seed}, {name}: {result['accuracy']:.4f}", flush=True)
+        return True
+
+
+def results_in(folder: Path) -> Path:
+    return folder / "defaults.jsonl"
+
+
+def table(results: Sequence[Result], rows: Sequence[Row]) -> str:
+    """In Markdown: accuracy of the defaults, and what is gained or lost by each change, paired by seed.
+
+    Args:
+        results: of runs.
+        rows: in the order in which they are shown.
+    """
+    of: dict[tuple[str, str], dict[int, Result]] = {}
+    for result in results:
+        of.setdefault((result["contestant"], result["case"]), {})[result["seed"]] = result
+    cases = [case for case in CASES if (OURS, case) in of]
+    lines = [
+        f"| | {' | '.join(case.removesuffix('-development') for case in cases)} | mean |",
+        "|---|" + "---:|" * (len(cases) + 1),
+    ]
+    for value, unit in (("accuracy", 100.0), ("log_loss", 1.0)):
+        samples = [[unit * result[value] for result in of[OURS, case].values()] for case in cases]
+        lines.append(
+            f"| **as chosen: {value.replace('_', ' ')}** | {' | '.join(map(shown, samples))} | {shown(*samples)} |"
+        )
+    for row in rows:
+        cells, all_differences = [], []
+        for case in cases:
+            with_it, without = of[OURS, case], of.get((row.name, case), {})
+            both = sorted(with_it.keys() & without.keys())
+            if not both:
+                cells.append("")
+                continue
+            points = [100 * (without[seed]["accuracy"] - with_it[seed]["accuracy"]) for seed in both]
+            losses = [without[seed]["log_loss"] - with_it[seed]["log_loss"] for seed in both]
+            all_differences.append(points)
+            cells.append(f"{shown(points, sign='+')}<br>{np.mean(losses):+.3f}")
+        if all_differences:
+            lines.append(f"| {row.name} | {' | '.join(cells)} | {shown(*all_differences, sign='+')} |")
+    counts = sorted({len(found) for (name, _), found in of.items()})
+    lines.append(f"\nSeeds: {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} a cell.")
+    return "\n".join(lines)
+
+
+def shown(*samples: Sequence[float], sign: str = "") -> str:
+    """A mean with its 95 % t interval."""
+    mean = mean_of(samples)
+    digits = 1 if abs(mean.value) > 2 or sign else 3
+    value = f"{mean.value:{sign}.{digits}f}"
+    return value if np.isnan(mean.half) else f"{value} ± {mean.half:.{digits}f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [row.name for row in ROWS]
+    parser.add_argument("--rows", nargs="+", choices=names, default=names, metavar="ROW", help="; ".join(names))
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: 0 to 3")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="side by side; default: one a processor")
+    parser.add_argument("--report", action="store_true", help="only print the table of what has been run")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "transfer-pipeline" / "benchmark"
+    parser.add_argument("--work", type=Path, default=cache, help="folder for all that is kept; default: %(default)s")
+    arguments = parser.parse_args()
+    failed = 0
+    if not arguments.report:
+        material = os.environ.get("PIPELINE_MATERIAL")
+        if material is None:
+            sys.exit("PIPELINE_MATERIAL: expected the folder with data and weights, found it unset.")
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
+        workplace = Workplace(arguments.work.resolve(), Path(material).resolve(), None)
+        rows = [row for row in ROWS if row.name in arguments.rows]
+        failed = Ablation(workplace, arguments.jobs).run(rows, arguments.cases, arguments.seeds)
+    results = read_results(results_in(arguments.work.resolve()))
+    print(table(results, ROWS) if results else "no results")
+    if failed:
+        sys.exit(f"{failed} failed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Callbacks of what was tried and is no part of the product; ``benchmarks/defaults.py`` measures them."""
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from pipeline.models.resnet import Block
+
+
+class L2SP(Callback):
+    """Pulls the backbone back to where it began (Li et al. 2018, https://arxiv.org/abs/1802.01483, L2-SP).
+
+    The pull is decoupled from Adam's, as weight decay is: each step goes ``rate * strength`` of the way back.
+
+    Args:
+        strength: of the pull.
+    """
+
+    def __init__(self, strength: float = 30.0) -> None:
+        self.strength = strength
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        if batch_idx == trainer.current_epoch == 0:
+            self.start = {name: tensor.detach().clone() for name, tensor in self._pulled(pl_module).items()}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        with torch.no_grad():
+            for name, tensor in self._pulled(pl_module).items():
+                tensor.lerp_(self.start[name], min(1.0, rate * self.strength))
+
+    @staticmethod
+    def _pulled(task: LightningModule) -> dict[str, nn.Parameter]:
+        head = f"network.{task.head}."
+        return {name: tensor for name, tensor in task.named_parameters() if not name.startswith(head)}
+
+
+class StochasticDepth(Callback):
+    """Leaves out branches of the residual network at random (Huang et al. 2016, https://arxiv.org/abs/1603.09382).
+
+    Args:
+        rate: share of images for which the last branch is left out; earlier ones less, in proportion to their depth.
+    """
+
+    def __init__(self, rate: float = 0.1) -> None:
+        self.rate = rate
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        blocks = [module for module in pl_module.network.modules() if isinstance(module, Block)]
+        for number, block in enumerate(blocks, 1):
+            block.last_norm.register_forward_hook(self._leave_out(self.rate * number / len(blocks)))
+
+    @staticmethod
+    def _leave_out(rate: float):
+        def hook(norm: nn.Module, inputs: tuple[Tensor], branch: Tensor) -> Tensor:
+            if not norm.training:
+                return branch
+            kept = torch.rand(len(branch), 1, 1, 1, device=branch.device) >= rate
+            return branch * kept / (1 - rate)
+
+        return hook

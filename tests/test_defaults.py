@@ -1,0 +1,59 @@
+"""What the comparison of every default with what it replaces makes of results."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+from defaults import CASES, ROWS, rates, table, times
+from transfer import Case, Image, Workplace
+
+CASE = next(iter(CASES))
+
+
+def result(name: str, seed: int, accuracy: float, log_loss: float, case: str = CASE) -> dict[str, Any]:
+    return {"case": case, "contestant": name, "seed": seed, "accuracy": accuracy, "log_loss": log_loss}
+
+
+def test_a_row_is_what_a_change_brings_seed_by_seed() -> None:
+    row = ROWS[0]
+    chosen = [result("ours", 0, 0.70, 0.9), result("ours", 1, 0.80, 0.7), result("ours", 2, 0.75, 0.8)]
+    # Seed 2 was not run without it.
+    changed = [result(row.name, 0, 0.69, 1.0), result(row.name, 1, 0.77, 0.8)]
+    (line,) = [line for line in table([*chosen, *changed], ROWS).splitlines() if row.name in line]
+    # The mean of -1 and -3 points; 12.7 = the t quantile of one degree of freedom, times a standard error of 1.
+    assert f"| {row.name} | -2.0 ± 12.7<br>+0.100 |" in line
+
+
+def test_rows_that_were_not_run_are_not_shown() -> None:
+    shown = table([result("ours", 0, 0.7, 0.9)], ROWS)
+    assert not any(row.name in shown for row in ROWS)
+    assert "70.000" in shown or "70.0" in shown
+
+
+def test_changes_go_by_what_was_chosen() -> None:
+    chosen = {"trainer.max_epochs": 5, "model.learning_rate": 3e-5, "model.head_learning_rate": 6e-5}
+    assert times("trainer.max_epochs", 0.5)(chosen) == ["--trainer.max_epochs=2"]
+    assert rates(3)(chosen) == ["--model.learning_rate=9e-05", "--model.head_learning_rate=0.00018"]
+
+
+def test_no_two_rows_have_a_name() -> None:
+    names = [row.name for row in ROWS]
+    assert len(set(names)) == len(names)
+    assert all(case in CASES for row in ROWS for case in row.cases)
+
+
+def test_what_develops_is_never_what_the_benchmark_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [Image(f"{number}.png", "ab"[number % 2], str(number // 3)) for number in range(300)]
+    monkeypatch.setattr(Workplace, "images", lambda *_: images)
+    workplace = Workplace(tmp_path / "work", tmp_path, epochs=None)
+
+    def groups(tables: Path, split: str) -> set[int]:
+        with (tables / f"{split}.csv").open(newline="") as file:
+            return {int(Path(row["path"]).stem) // 3 for row in csv.DictReader(file)}
+
+    for seed in range(3):
+        compared = workplace.prepare(Case("trash", few=False), seed)
+        develops = workplace.prepare(Case("trash", few=False, development=True), seed)
+        assert groups(develops, "train") | groups(develops, "test") == groups(compared, "train")
+        assert not groups(develops, "train") & groups(develops, "test")
