@@ -40,6 +40,17 @@ def test_many_images_choose_the_share_that_answers_best(best: float) -> None:
     assert found == best
 
 
+def test_no_further_point_is_tried_than_where_it_gets_worse() -> None:
+    tried: list[float] = []
+
+    def predict(state: dict[str, torch.Tensor]) -> Predictions:
+        tried.append(float(state["w"][0]))
+        return right_answers(tried[-1], 0.75, 400)
+
+    assert choose_share(START, END, predict) == 0.75
+    assert tried == [1.0, 0.75, 0.5]
+
+
 def test_a_few_images_do_not_lead_to_an_extreme() -> None:
     unsure = Predictions(np.array([0, 1, 0]), np.array([[0.6, 0.4], [0.4, 0.6], [0.6, 0.4]]))
     surer = Predictions(np.array([0, 1, 0]), np.array([[0.62, 0.38], [0.38, 0.62], [0.62, 0.38]]))

@@ -76,7 +76,8 @@ def between(start: State, end: State, share: float) -> dict[str, Tensor]:
 def choose_share(start: State, end: State, predict: Callable[[dict[str, Tensor]], Predictions]) -> float:
     """How far to go: where held-out images are the least surprising, each network's temperature being fitted first.
 
-    A few images are weighed against the belief that somewhat more than half of the way is good.
+    A few images are weighed against the belief that somewhat more than half of the way is good. The search goes from the
+    end towards the start for as long as it gets better.
 
     Args:
         start: of the line.
@@ -89,4 +90,10 @@ def choose_share(start: State, end: State, predict: Callable[[dict[str, Tensor]]
         losses = tempered(predictions, fit_temperature(predictions)).losses
         return float(losses.sum()) + ((share - USUAL_SHARE) / _DEVIATION) ** 2 / 2
 
-    return min(SHARES, key=surprise)
+    best, least = SHARES[-1], surprise(SHARES[-1])
+    for share in reversed(SHARES[:-1]):
+        found = surprise(share)
+        if found > least:  # along the line it falls once and rises once, and each point costs a pass over the images
+            break
+        best, least = share, found
+    return best

@@ -28,6 +28,7 @@ TRAIN_SIZE, IMAGE_SIZE, CROP = (f"data.init_args.{name}" for name in ("train_siz
 VAL_FRACTION = "data.init_args.val_fraction"
 EPOCHS = "trainer.max_epochs"
 _TURNED = 400  # images that are tried in other orientations
+_TURNED_SIZE = 128  # and their side: how a thing is turned shows in fewer pixels than what it is
 _EXPECTED_VIEWS = 2  # of an image in evaluation
 _SIZES = (96, 128, 160, 192, 224)  # tried where there is a budget
 
@@ -165,6 +166,8 @@ class Planner:
         bench = self.bench
         data, task = bench.data, bench.task
         size, crop = (self.choices[name].value for name in (IMAGE_SIZE, CROP))
+        if not self.facts.fixed_size:
+            size = min(size, _TURNED_SIZE)
         data.preprocessing = replace(data.preprocessing, size=size, crop=crop)
         task.hparams["preprocessing"] = data.preprocessing.to_dict()
         task.to("cuda" if self.facts.device == "cuda" else "cpu")
