@@ -87,8 +87,9 @@ ROWS = (
     Row(
         "the last epoch, not between start and end", told(PROBE_THEN, "--finetuning.interpolate=false"), FEW + FULL[:2]
     ),
-    Row("a third of the rate", rates(1 / 3), FEW + FULL[:2]),
-    Row("three times the rate", rates(3), FEW + FULL[:2]),
+    Row("the first stages trained, too", told(PROBE_THEN, "--finetuning.freeze_early=false"), FEW + FULL[:2]),
+    Row("half the rate", rates(1 / 2), FEW + FULL[:2]),
+    Row("twice the rate", rates(2), FEW + FULL[:2]),
     Row("ten times the rate for the head", times("model.head_learning_rate", 10)),
     Row("earlier stages at 0.7 of the rate", told("--model.layer_decay=0.7")),
     Row("half the epochs", times("trainer.max_epochs", 0.5), FEW + FULL[:2]),

@@ -85,13 +85,16 @@ def test_few_images_are_all_trained_on() -> None:
 
 
 def test_rates_follow_the_scale_of_the_weights() -> None:
-    small, large = (rules.learning_rate(replace(FACTS, step_scale=scale), 32).value for scale in (0.01, 0.02))
+    few = replace(FACTS, images=400)
+    small, large = (rules.learning_rate(replace(few, step_scale=scale), 32).value for scale in (0.01, 0.02))
     assert large == pytest.approx(2 * small)
-    assert rules.learning_rate(replace(FACTS, step_scale=0.1), 32).value == 2e-4  # norms do not grow with the weights
-    noisy, several = (rules.learning_rate(replace(FACTS, devices=devices), 8).value for devices in (1, 4))
-    usual = rules.learning_rate(FACTS, 32).value
+    assert rules.learning_rate(replace(few, step_scale=0.1), 32).value == 2e-4  # norms do not grow with the weights
+    noisy, several = (rules.learning_rate(replace(few, devices=devices), 8).value for devices in (1, 4))
+    usual = rules.learning_rate(few, 32).value
     assert noisy == pytest.approx(usual / 2, rel=0.05)
     assert several == usual
+    rates = [rules.learning_rate(replace(few, images=images), 32).value for images in (100, 400, 1_125, 2_000, 10**6)]
+    assert rates == pytest.approx([usual, usual, 1.5 * usual, 2 * usual, 2 * usual], rel=0.05)
     assert rules.head_learning_rate(FACTS, 1e-4, solved=True).value == 1e-4
     assert rules.head_learning_rate(FACTS, 1e-4, solved=False).value == pytest.approx(1e-3)
 

@@ -76,8 +76,8 @@ def between(start: State, end: State, share: float) -> dict[str, Tensor]:
 def choose_share(start: State, end: State, predict: Callable[[dict[str, Tensor]], Predictions]) -> float:
     """How far to go: where held-out images are the least surprising, each network's temperature being fitted first.
 
-    A few images are weighed against the belief that somewhat more than half of the way is good. The search goes from the
-    end towards the start for as long as it gets better.
+    A few images are weighed against the belief that somewhat more than half of the way is good. The search goes from
+    the end towards the start for as long as it gets better.
 
     Args:
         start: of the line.

@@ -10,8 +10,9 @@ from pipeline.models.backbones import depth_groups
 
 #: A step, as a share of the weights' own size.
 RELATIVE_STEP = 4.5e-3
-#: Images a step that this is meant for.
-USUAL_BATCH = 32
+#: Images a step that this is meant for, and images in all; four times as many, and more, bear steps of twice the size.
+USUAL_BATCH, USUAL_IMAGES = 32, 500
+_MOST_GROWTH = 2.0
 #: A step that norms and biases of any pretrained network can stand.
 MOST = 2e-4
 _SCRATCH_RATE = 1e-3
@@ -32,7 +33,9 @@ def weight_scale(network: nn.Module, head: str) -> float:
     return statistics.median(scales) if scales else 1.0
 
 
-def default_rates(scale: float, pretrained: bool, batch_size: int = USUAL_BATCH) -> tuple[float, float]:
+def default_rates(
+    scale: float, pretrained: bool, batch_size: int = USUAL_BATCH, images: int = USUAL_IMAGES
+) -> tuple[float, float]:
     """Learning rates for Adam, of the backbone and of a fresh head.
 
     A step of Adam moves every weight by about the rate: a rate that is a share of the weights' own size means the same
@@ -40,23 +43,32 @@ def default_rates(scale: float, pretrained: bool, batch_size: int = USUAL_BATCH)
     8). Norms and biases have a size of their own, whatever that of the weights, and limit the rate. Pretrained features
     are worth keeping and want small steps; a fresh head learns faster. From scratch there is nothing to keep. Batches a
     quarter as large are twice as noisy, and want half the rate (Malladi et al. 2022, https://arxiv.org/abs/2205.10287).
+    What many images say may lead further away from what was there before.
 
     Args:
         scale: of the weights (:func:`weight_scale`).
         pretrained: whether there is something to keep.
         batch_size: images a step, on all devices together.
+        images: that train.
 
     Example:
         >>> [round(rate, 6) for rate in default_rates(0.02, pretrained=True)]
         [9e-05, 0.0009]
         >>> [round(rate, 6) for rate in default_rates(0.02, pretrained=True, batch_size=8)]
         [4.5e-05, 0.00045]
+        >>> [round(rate, 6) for rate in default_rates(0.02, pretrained=True, images=2_000)]
+        [0.00018, 0.0018]
     """
     if not pretrained:
         return _SCRATCH_RATE, _SCRATCH_RATE
-    step = RELATIVE_STEP * scale * math.sqrt(batch_size / USUAL_BATCH)
+    step = RELATIVE_STEP * growth(images) * scale * math.sqrt(batch_size / USUAL_BATCH)
     rate = float(f"{min(step, MOST):.2g}")
     return rate, 10 * rate
+
+
+def growth(images: int) -> float:
+    """How many times larger steps may be than those for few images."""
+    return min(_MOST_GROWTH, max(1.0, math.sqrt(images / USUAL_IMAGES)))
 
 
 def parameter_groups(

@@ -1,12 +1,13 @@
-"""A solved head first, then everything: linear probing, then fine-tuning."""
+"""A solved head first, then the network: linear probing, then fine-tuning."""
 
 from torch import nn
 
+from pipeline.finetuning.freezing import early_parameters
 from pipeline.finetuning.solving import SolvedHead
 
 
 class ProbeThenFineTune(SolvedHead):
-    """The head is solved on features of the pretrained network, then everything is trained.
+    """The head is solved on features of the pretrained network, then all but the first stages is trained.
 
     A head that starts at random distorts the features while it learns; one that already fits them changes them less
     (Kumar et al. 2022, https://arxiv.org/abs/2202.10054). Before it is solved, batch normalisations are measured on the
@@ -18,16 +19,23 @@ class ProbeThenFineTune(SolvedHead):
         features: folder where features are kept; none: below ``~/.cache``.
         measure: measure statistics of batch normalisations; otherwise those that the weights brought are used.
         interpolate: choose a network between both by the validation images; otherwise the best epoch is taken.
+        freeze_early: the first stages keep what they have learned (:func:`~pipeline.finetuning.freezing
+            .early_parameters`); otherwise everything is trained.
     """
 
-    def __init__(self, features: str | None = None, interpolate: bool = True, measure: bool = True) -> None:
+    def __init__(
+        self, features: str | None = None, interpolate: bool = True, measure: bool = True, freeze_early: bool = True
+    ) -> None:
         super().__init__(features)
         self.measures = measure
         self.interpolates = interpolate
+        self.freezes_early = freeze_early
 
     def frozen(self, network: nn.Module) -> list[str]:
-        return []
+        return early_parameters(network) if self.freezes_early else []
 
     def describe(self, network: nn.Module) -> str:
-        total = len(list(network.parameters()))
-        return f"{type(self).__name__}: the head is solved on features, then all {total} parameter tensors are trained"
+        total, frozen = len(list(network.parameters())), len(self.frozen(network))
+        trained = f"{total - frozen} of {total}" if frozen else f"all {total}"
+        where = " above the first stages" if frozen else ""
+        return f"{type(self).__name__}: the head is solved on features, then {trained} tensors{where} are trained"

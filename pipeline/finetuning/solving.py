@@ -57,13 +57,13 @@ class SolvedHead(Strategy):
         self.folder = feature_folder() if features is None else Path(features).expanduser()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.ckpt_path is None:
+            # One process solves it, so that all of them start with the same bits.
+            start = trainer.strategy.broadcast(self._start(trainer, pl_module) if trainer.is_global_zero else None)
+            assert start is not None
+            pl_module.network.load_state_dict(start, strict=False)  # type: ignore[union-attr]
+        # From here on, what is frozen is not to move.
         super().on_train_start(trainer, pl_module)
-        if trainer.ckpt_path is not None:
-            return
-        # One process solves it, so that all of them start with the same bits.
-        start = trainer.strategy.broadcast(self._start(trainer, pl_module) if trainer.is_global_zero else None)
-        assert start is not None
-        pl_module.network.load_state_dict(start, strict=False)  # type: ignore[union-attr]
 
     def _start(self, trainer: Trainer, task: Any) -> dict[str, Tensor]:
         """What the training starts with instead of what was loaded."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from datamodules import DataError, ImageDataModule
 from pipeline.finetuning.features import task_features
+from pipeline.finetuning.freezing import early_parameters
 from pipeline.finetuning.solving import feature_folder, held_out_together
 from pipeline.planning import rules
 from pipeline.planning.budget import Budget, Fitted
@@ -122,9 +123,12 @@ class Planner:
             sizes = [tried for tried in {*_SIZES, size.value} if tried <= max(size.value, facts.weights_size)]
         both = [(tried, self._given(IMAGE_SIZE) or rules.image_size(facts, tried).value) for tried in sizes]
         precision = partial(computing, bench.precision, facts.device)
-        pace = measure_pace(bench.task, bench.data, size.value, rules.batch_size(facts).value, precision)
+        chosen = self._given("finetuning") or strategy.value
+        named = chosen["class_path"].rpartition(".")[2]
+        freezes = named == "ProbeThenFineTune" and chosen.get("init_args", {}).get("freeze_early", True)
+        frozen = early_parameters(bench.task.network) if freezes else []
+        pace = measure_pace(bench.task, bench.data, size.value, rules.batch_size(facts).value, precision, frozen)
         budget = Budget(seconds, time.perf_counter() - started, pace, facts, _EXPECTED_VIEWS)
-        named = (self._given("finetuning") or strategy.value)["class_path"].rpartition(".")[2]
         epochs = 0 if named == "LinearProbe" else self._given(EPOCHS)
         return budget.fit(both, passes.value, size.value, named in ("ProbeThenFineTune", "LinearProbe"), epochs)
 

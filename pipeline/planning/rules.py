@@ -7,7 +7,7 @@ where the rule comes from, where it is not our own.
 from typing import Any, NamedTuple
 
 from datamodules.division import VAL_FRACTION
-from pipeline.finetuning.optimization import MOST, RELATIVE_STEP, USUAL_BATCH, default_rates
+from pipeline.finetuning.optimization import MOST, RELATIVE_STEP, USUAL_BATCH, default_rates, growth
 from pipeline.planning.budget import Fitted
 from pipeline.planning.duration import in_words
 from pipeline.planning.facts import Facts
@@ -127,15 +127,16 @@ def epochs(facts: Facts) -> Ruled:
 def learning_rate(facts: Facts, batch_size: int) -> Ruled:
     """Of the backbone."""
     together = batch_size * facts.devices
-    rate, _ = default_rates(facts.step_scale, facts.pretrained, together)
+    rate, _ = default_rates(facts.step_scale, facts.pretrained, together, facts.images)
     if not facts.pretrained:
         return Ruled(rate, "from scratch there is nothing to keep")
     if rate == MOST:
         return Ruled(rate, "the most that norms and biases can stand; the weights' own size would allow more")
     return Ruled(
         rate,
-        f"a step of Adam is about its rate: {RELATIVE_STEP:g} of the weights' own size, {facts.step_scale:.2g}, times "
-        f"the square root of {together}/{USUAL_BATCH} for the noise of a batch",
+        f"a step of Adam is about its rate: {RELATIVE_STEP * growth(facts.images):.2g} of the weights' own size, "
+        f"{facts.step_scale:.2g}, for {facts.images:,} images, times the square root of {together}/{USUAL_BATCH} for "
+        "the noise of a batch",
         "after Shazeer and Stern 2018, arXiv:1804.04235; Malladi et al. 2022, arXiv:2205.10287",
     )
 

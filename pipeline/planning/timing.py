@@ -1,7 +1,7 @@
 """How long an image takes on this machine, measured."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from datamodules import DataError, ImageDataModule
 from datamodules.checking import usable_cores
 from pipeline.finetuning.features import evaluating
+from pipeline.finetuning.freezing import freeze, hold_still
 from pipeline.task import ClassificationTask
 
 _STEPS = 3  # after one that warms up
@@ -63,6 +64,7 @@ def measure_pace(
     size: int,
     batch_size: int,
     computing: Callable[[], AbstractContextManager[Any]],
+    frozen: Collection[str] = (),
 ) -> Pace:
     """Try a few steps on made-up images, and read a few real ones. Weights and statistics are left as they were.
 
@@ -72,6 +74,7 @@ def measure_pace(
         size: side of the network's input in pixels.
         batch_size: images a step.
         computing: context of the training's precision.
+        frozen: names of parameters that are not trained.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = task.to(device).network
@@ -79,6 +82,7 @@ def measure_pace(
     channels = len(task.mean.flatten())
     images = torch.rand(batch_size, channels, size, size, device=device).contiguous(memory_format=torch.channels_last)
     kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    freeze(network, frozen)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
 
     def train() -> None:
@@ -91,6 +95,7 @@ def measure_pace(
             network(images)
 
     network.train()
+    hold_still(network)
     training = _seconds(train, device) / batch_size
     with evaluating(network):
         evaluation = _seconds(evaluate, device) / batch_size
