@@ -109,10 +109,7 @@ ROWS = (
     Row("label smoothing 0.1", told("--model.label_smoothing=0.1")),
     Row("mixup", told("--model.mixing=mixup")),
     Row("cutmix", told("--model.mixing=cutmix")),
-    Row(
-        "moving average of the weights",
-        told("--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging", "--trainer.callbacks.decay=0.95"),
-    ),
+    Row("moving average of the weights", experiment("MovingAverage")),
     Row("pulled to the start (L2-SP)", experiment("L2SP")),
     Row("stochastic depth 0.1", experiment("StochasticDepth")),
 )

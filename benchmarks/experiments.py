@@ -4,6 +4,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from pipeline.finetuning.statistics import normalisations
 from pipeline.models.resnet import Block
 
 
@@ -34,7 +35,49 @@ class L2SP(Callback):
     @staticmethod
     def _pulled(task: LightningModule) -> dict[str, nn.Parameter]:
         head = f"network.{task.head}."
-        return {name: tensor for name, tensor in task.named_parameters() if not name.startswith(head)}
+        return {
+            name: tensor
+            for name, tensor in task.named_parameters()
+            if tensor.requires_grad and not name.startswith(head)
+        }
+
+
+class MovingAverage(Callback):
+    """Hands over a moving average of what was trained, statistics of batch normalisations included.
+
+    (Polyak and Juditsky 1992, https://doi.org/10.1137/0330046. Lightning's own callback also averages what is frozen.)
+
+    Args:
+        decay: of the average, a step.
+    """
+
+    def __init__(self, decay: float = 0.95) -> None:
+        self.decay = decay
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        if batch_idx == trainer.current_epoch == 0:
+            self.average = {name: tensor.detach().clone() for name, tensor in self._trained(pl_module).items()}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        for name, tensor in self._trained(pl_module).items():
+            self.average[name].lerp_(tensor.detach(), 1 - self.decay)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            with torch.no_grad():
+                for name, tensor in self._trained(pl_module).items():
+                    tensor.copy_(self.average[name])
+
+    @staticmethod
+    def _trained(task: LightningModule) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {name: tensor for name, tensor in task.named_parameters() if tensor.requires_grad}
+        norms = normalisations(task.network)
+        moving = {name: norm for name, norm in norms.items() if norm.weight is None or norm.weight.requires_grad}
+        for name, norm in moving.items():
+            tensors |= {f"{name}.running_mean": norm.running_mean, f"{name}.running_var": norm.running_var}
+        return tensors
 
 
 class StochasticDepth(Callback):

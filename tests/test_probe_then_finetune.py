@@ -169,10 +169,7 @@ def test_a_checkpoint_keeps_its_head(
     strategy = ["--finetuning=ProbeThenFineTune", f"--finetuning.features={setting.features}"]
     arguments = [*fast(setting.images), "--model.backbone=resnet20", "--trainer.logger=false", *strategy]
     assert main(["fit", *arguments, f"--model.weights={setting.weights}", "--trainer.max_epochs=1"]) == 0
-    assert (
-        "the head is solved on features, then 56 of 59, above the first stages, parameter tensors are trained"
-        in capsys.readouterr().out
-    )
+    assert "then 56 of 59 tensors above the first stages are trained" in capsys.readouterr().out
     (folder,) = Path("runs").iterdir()
 
     def looks(*_: Any) -> None:
