@@ -65,8 +65,14 @@ def test_too_few_pictures_say_nothing() -> None:
 
 def test_a_loss_within_the_error_of_a_few_pictures_is_no_reason() -> None:
     shares = {"upright": 0.80, "turned": {"mirrored": 0.70, "flipped": 0.80, "any": 0.3}, "images": 20}
-    assert Recognised(**shares, errors={"mirrored": 0.09, "flipped": 0.09, "any": 0.1}).orientation == "flipped"
+    assert Recognised(**shares, errors={"mirrored": 0.09, "flipped": 0.04, "any": 0.1}).orientation == "flipped"
     assert Recognised(**shares, errors={"mirrored": 0.02, "flipped": 0.02, "any": 0.1}).orientation == "upright"
+
+
+def test_what_photographs_do_not_have_anyway_needs_pictures_enough_to_tell() -> None:
+    shares = {"upright": 0.80, "turned": {"mirrored": 0.80, "flipped": 0.80, "any": 0.80}, "images": 34}
+    assert Recognised(**shares, errors={"mirrored": 0.09, "flipped": 0.09, "any": 0.09}).orientation == "mirrored"
+    assert Recognised(**shares, errors={"mirrored": 0.04, "flipped": 0.04, "any": 0.04}).orientation == "any"
 
 
 def pictures_of(orientation: str, preset: str, image: NDArray) -> set[bytes]:

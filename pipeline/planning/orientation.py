@@ -18,6 +18,8 @@ from pipeline.finetuning.probe import deal_folds, fit_probe
 
 #: Share of the pictures, beyond what chance explains, that may be lost before a turn counts as one that matters.
 TOLERANCE = 0.04
+#: The largest standard error of what is lost with which a turn is allowed that photographs do not have anyway.
+_UNSURE = 0.05
 # Each orientation allows what those before it do, and one turn more: how it is called, and how it is made of
 # ``(B, C, H, W)``.
 TURNS: Mapping[Orientation, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
@@ -48,7 +50,8 @@ class Recognised:
         """The most that may be done to a picture."""
         allowed: Orientation = "upright"
         for turn, share in self.turned.items():
-            if self.upright - share - self.errors[turn] > TOLERANCE:
+            error = self.errors[turn]
+            if self.upright - share - error > TOLERANCE or (turn != "mirrored" and error > _UNSURE):
                 break
             allowed = turn
         return allowed
