@@ -23,6 +23,7 @@ from pipeline.checkpoints import existing_checkpoint, is_trained_to_the_end, rea
 from pipeline.errors import UserError
 from pipeline.evaluation.predictions import PredictionCollector, write_csv
 from pipeline.finetuning import Strategy
+from pipeline.finetuning.strategy import FROZEN
 from pipeline.fitting import Fitting, evaluate, interruptible
 from pipeline.models.files import LINEAGE, read_facts
 from pipeline.models.sources import REGISTRY
@@ -101,7 +102,7 @@ class TransferCLI(LightningCLI):
             self._require_epochs()
         else:
             self._take_from_checkpoint()
-            settings.finetuning = _full_fine_tuning()  # a strategy has to be named, and none is needed
+            settings.finetuning = _named("FullFineTuning")  # a strategy has to be named, and none is needed
 
     def make_plan(self) -> Plan:
         """Choose what is open in the settings; a run that goes on keeps what was chosen for it."""
@@ -141,9 +142,9 @@ class TransferCLI(LightningCLI):
         data.preprocessing = hparams["preprocessing"]
         self.lineage = Lineage(**content[LINEAGE])
         if not (self.checkpoint.parent / PLAN).is_file():  # which has them, too
-            self._keep_as_trained(hparams)
+            self._keep_as_trained(hparams, bool(content.get(FROZEN)))
 
-    def _keep_as_trained(self, hparams: dict[str, Any]) -> None:
+    def _keep_as_trained(self, hparams: dict[str, Any], freezes: bool) -> None:
         """What a checkpoint knows of the choices made for it, where nobody sets something else."""
         data, model = self.settings.data.init_args, self.settings.model
         for name in ("learning_rate", "head_learning_rate"):
@@ -152,8 +153,8 @@ class TransferCLI(LightningCLI):
         for name, recorded in (("image_size", "size"), ("crop_fraction", "crop")):
             if data[name] == "auto":
                 data[name] = hparams["preprocessing"][recorded]
-        if self.settings.finetuning is None:  # its head is trained
-            self.settings.finetuning = _full_fine_tuning()
+        if self.settings.finetuning is None:  # its head is trained, and is not solved again
+            self.settings.finetuning = _named("ProbeThenFineTune" if freezes else "FullFineTuning")
 
     def _require_epochs(self) -> None:
         epochs = self.settings.trainer.max_epochs
@@ -345,8 +346,8 @@ class TransferCLI(LightningCLI):
             say(f"{len(paths):,} predictions in {output}")
 
 
-def _full_fine_tuning() -> Namespace:
-    return Namespace(class_path="pipeline.finetuning.FullFineTuning", init_args=Namespace())
+def _named(strategy: str) -> Namespace:
+    return Namespace(class_path=f"pipeline.finetuning.{strategy}", init_args=Namespace())
 
 
 def _require_fitting_input(task: ClassificationTask, preprocessing: Preprocessing) -> None:

@@ -81,3 +81,13 @@ def test_a_budget_reckons_with_them(
     monkeypatch.setattr(planner, "measure_pace", watched)
     assert main(["plan", *arguments[1:], "--budget=20m", *told]) == 0
     assert len(seen[0]) == count
+
+
+@pytest.mark.parametrize("told", ["--finetuning.freeze_early=false", "--finetuning=FullFineTuning"])
+def test_a_run_cannot_go_on_with_others_frozen(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], told: str
+) -> None:
+    assert main(arguments) == 0
+    (folder,) = Path("runs").iterdir()
+    assert main([*arguments, told, f"--ckpt_path={folder / 'last.ckpt'}", "--trainer.max_epochs=3"]) == 2
+    assert "in which 3 tensors were frozen" in capsys.readouterr().err

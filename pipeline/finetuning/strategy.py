@@ -1,11 +1,17 @@
 """What every strategy shares: a part of the network that is frozen, and proof that it did not move."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
+from pipeline.errors import UserError
 from pipeline.finetuning.freezing import freeze, frozen_digest, frozen_tensors, hold_still
+
+#: Where a checkpoint keeps the names of the parameters that were not trained.
+FROZEN = "frozen"
 
 
 class Strategy(Callback, ABC):
@@ -37,6 +43,21 @@ class Strategy(Callback, ABC):
         # Before the optimizer is made, which takes only what is trained.
         if stage == "fit":
             freeze(pl_module.network, self.frozen(pl_module.network))  # type: ignore[arg-type]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[FROZEN] = self.frozen(pl_module.network)  # type: ignore[arg-type]
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        # The optimizer's state is kept by number, and would be another parameter's.
+        then, now = checkpoint.get(FROZEN, []), self.frozen(pl_module.network)  # type: ignore[arg-type]
+        if then != now:
+            raise UserError(
+                f"finetuning: expected the strategy that the checkpoint was trained with, in which {len(then)} tensors "
+                f"were frozen, found {type(self).__name__}, which freezes {len(now)}; set finetuning as it was, or "
+                "start anew from the checkpoint's network with model.weights."
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._before = frozen_digest(pl_module.network)  # type: ignore[arg-type]
