@@ -1,7 +1,7 @@
 """Every default with and without it: what it brings on the three sets, on images that test nothing else.
 
     PIPELINE_MATERIAL=... python benchmarks/defaults.py                          # everything
-    PIPELINE_MATERIAL=... python benchmarks/defaults.py --rows "no clipping" --seeds 0 1
+    PIPELINE_MATERIAL=... python benchmarks/defaults.py --rows "no warm-up" --seeds 0 1
     python benchmarks/defaults.py --report                                       # the table of what has been run
 
 The cases are those of ``benchmarks/transfer.py`` with 20 images a class and, for what matters with many images, in
@@ -15,6 +15,7 @@ Runs go side by side, a processor each: no seconds are taken here.
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transfer import Case, Result, Workplace, key_of, read_results
+from transfer import Case, Result, Workplace, add_work_folder, key_of, material_folder, read_results
 from transfer_report import OURS, mean_of
 
 SOURCES = ("trash", "elpv", "cells")
 FEW = tuple(str(Case(source, few=True, development=True)) for source in SOURCES)
-FULL = tuple(str(Case(source, few=False, development=True)) for source in SOURCES)
+MANY = tuple(str(Case(source, few=False, development=True)) for source in SOURCES[:2])
+BOTH = FEW + MANY
 CASES = {str(case): case for few in (True, False) for case in (Case(name, few, development=True) for name in SOURCES)}
 SEEDS = range(4)
 
@@ -80,32 +82,30 @@ def whole_size(chosen: Chosen) -> list[str]:
 
 PROBE_THEN = "--finetuning=ProbeThenFineTune"
 ROWS = (
-    Row("fresh head, ten times the rate", told("--finetuning=FullFineTuning"), FEW + FULL[:2]),
-    Row("head alone (LinearProbe)", told("--finetuning=LinearProbe"), FEW + FULL[:2]),
+    Row("fresh head, ten times the rate", told("--finetuning=FullFineTuning"), BOTH),
+    Row("head alone (LinearProbe)", told("--finetuning=LinearProbe"), BOTH),
     Row("stage by stage (GradualUnfreezing)", told("--finetuning=GradualUnfreezing")),
-    Row("statistics as the weights brought them", told(PROBE_THEN, "--finetuning.measure=false"), FEW + FULL[:2]),
-    Row(
-        "the last epoch, not between start and end", told(PROBE_THEN, "--finetuning.interpolate=false"), FEW + FULL[:2]
-    ),
-    Row("the first stages trained, too", told(PROBE_THEN, "--finetuning.freeze_early=false"), FEW + FULL[:2]),
-    Row("half the rate", rates(1 / 2), FEW + FULL[:2]),
-    Row("twice the rate", rates(2), FEW + FULL[:2]),
+    Row("statistics as the weights brought them", told(PROBE_THEN, "--finetuning.measure=false"), BOTH),
+    Row("the last epoch, not between start and end", told(PROBE_THEN, "--finetuning.interpolate=false"), BOTH),
+    Row("the first stages trained, too", told(PROBE_THEN, "--finetuning.freeze_early=false"), BOTH),
+    Row("half the rate", rates(1 / 2), BOTH),
+    Row("twice the rate", rates(2), BOTH),
     Row("ten times the rate for the head", times("model.head_learning_rate", 10)),
     Row("earlier stages at 0.7 of the rate", told("--model.layer_decay=0.7")),
-    Row("half the epochs", times("trainer.max_epochs", 0.5), FEW + FULL[:2]),
-    Row("twice the epochs", times("trainer.max_epochs", 2), FEW + FULL[:2]),
+    Row("half the epochs", times("trainer.max_epochs", 0.5), BOTH),
+    Row("twice the epochs", times("trainer.max_epochs", 2), BOTH),
     Row("twice the batch, same rate", times("data.init_args.batch_size", 2)),
-    Row("normalised by stored statistics", told("--model.batch_norm=stored"), FEW + FULL[:2]),
+    Row("normalised by stored statistics", told("--model.batch_norm=stored"), BOTH),
     Row("no warm-up", told("--model.warmup_fraction=0")),
     Row("no weight decay", told("--model.weight_decay=0")),
     Row("gradients clipped at 1", told("--trainer.gradient_clip_val=1")),
-    Row("evaluated as large as trained", whole_size, FEW + FULL[:2]),
-    Row("one view of an image", told("--model.test_time_augmentation=none"), FEW + FULL[:2]),
+    Row("evaluated as large as trained", whole_size, BOTH),
+    Row("one view of an image", told("--model.test_time_augmentation=none"), BOTH),
     Row("the middle 0.875 of an image", told("--data.crop_fraction=0.875")),
-    Row("mirrored alone, whatever the probe says", told("--data.orientation=mirrored"), FEW + FULL[:2]),
+    Row("mirrored alone, whatever the probe says", told("--data.orientation=mirrored"), BOTH),
     Row("15 % held out", told("--data.val_fraction=0.15")),
-    Row("nothing held out", told("--data.val_fraction=0"), FULL[:2]),
-    Row("10 % held out", told("--data.val_fraction=0.1"), FULL[:2]),
+    Row("nothing held out", told("--data.val_fraction=0"), MANY),
+    Row("10 % held out", told("--data.val_fraction=0.1"), MANY),
     Row("label smoothing 0.1", told("--model.label_smoothing=0.1")),
     Row("mixup", told("--model.mixing=mixup")),
     Row("cutmix", told("--model.mixing=cutmix")),
@@ -152,7 +152,7 @@ class Ablation:
     def _run(self, name: str, case: str, seed: int, arguments: list[str]) -> bool:
         tables = self.workplace.folder / "cases" / f"{case}-{seed}"
         try:
-            result = self.workplace.compete(CASES[case], seed, " ".join([OURS, *arguments]), tables)
+            result = self.workplace.compete(CASES[case], seed, shlex.join([OURS, *arguments]), tables)
         except ChildProcessError as error:
             print(f"{name}: {error}", flush=True)
             return False
@@ -221,16 +221,12 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: 0 to 3")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="side by side; default: one a processor")
     parser.add_argument("--report", action="store_true", help="only print the table of what has been run")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "transfer-pipeline" / "benchmark"
-    parser.add_argument("--work", type=Path, default=cache, help="folder for all that is kept; default: %(default)s")
+    add_work_folder(parser)
     arguments = parser.parse_args()
     failed = 0
     if not arguments.report:
-        material = os.environ.get("PIPELINE_MATERIAL")
-        if material is None:
-            sys.exit("PIPELINE_MATERIAL: expected the folder with data and weights, found it unset.")
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
-        workplace = Workplace(arguments.work.resolve(), Path(material).resolve(), None)
+        workplace = Workplace(arguments.work.resolve(), material_folder(), None)
         rows = [row for row in ROWS if row.name in arguments.rows]
         failed = Ablation(workplace, arguments.jobs).run(rows, arguments.cases, arguments.seeds)
     results = read_results(results_in(arguments.work.resolve()))

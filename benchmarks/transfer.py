@@ -278,6 +278,19 @@ def key_of(result: Result) -> tuple[str, int, str]:
     return result["case"], result["seed"], result["contestant"]
 
 
+def add_work_folder(parser: argparse.ArgumentParser) -> None:
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "transfer-pipeline" / "benchmark"
+    parser.add_argument("--work", type=Path, default=cache, help="folder for all that is kept; default: %(default)s")
+
+
+def material_folder() -> Path:
+    """Where data and weights are; ends the program where nobody says."""
+    material = os.environ.get("PIPELINE_MATERIAL")
+    if material is None:
+        sys.exit("PIPELINE_MATERIAL: expected the folder with data and weights, found it unset.")
+    return Path(material).resolve()
+
+
 def main() -> None:
     given, told = sys.argv[1:], []
     if "--" in given:
@@ -295,15 +308,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of the peers; to try the machinery, in a work folder of its own")
     parser.add_argument("--again", action="store_true", help="run what has results, too")
     parser.add_argument("--report", action="store_true", help="only print the tables of what has been run")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "transfer-pipeline" / "benchmark"
-    parser.add_argument("--work", type=Path, default=cache, help="folder for all that is kept; default: %(default)s")
+    add_work_folder(parser)
     arguments = parser.parse_args(given)
     file = arguments.work.resolve() / "results.jsonl"
     if not arguments.report:
-        material = os.environ.get("PIPELINE_MATERIAL")
-        if material is None:
-            sys.exit("PIPELINE_MATERIAL: expected the folder with data and weights, found it unset.")
-        workplace = Workplace(file.parent, Path(material).resolve(), arguments.epochs)
+        workplace = Workplace(file.parent, material_folder(), arguments.epochs)
         contestants = [shlex.join([OURS, *told]) if name == OURS else name for name in arguments.contestants]
         done = set() if arguments.again else {key_of(result) for result in read_results(file)}
         work = [

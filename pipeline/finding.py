@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.tuner import Tuner
 from matplotlib.figure import Figure
 
@@ -36,14 +35,8 @@ class FindCLI(UntrainedCLI):
     plans = True
 
     def instantiate_trainer(self, **_: Any) -> Trainer:
-        return LightningCLI.instantiate_trainer(
-            self,
-            callbacks=[self.strategy],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        keeps_nothing = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        return self.make_trainer(callbacks=[self.strategy], **keeps_nothing)
 
 
 def run_find(arguments: Sequence[str], terminal: bool, started: float) -> int:
@@ -136,10 +129,7 @@ def _find_batch_size(most: int, others: Sequence[str], terminal: bool, started: 
         init_val=min(_FIRST_BATCH, images),
         max_val=most + 1,  # which the tuner does not try
     )
-    if found is None:
-        raise UserError(
-            f"batch_size: expected at least {_FIRST_BATCH} images to fit into memory, found that they do not."
-        )
+    assert found is not None  # but in a run that is for trying the program alone
     limit = "memory"
     if found > most:  # the tuner doubled what it had tried before it looked at the limit
         found //= 2

@@ -206,13 +206,20 @@ class TransferCLI(LightningCLI):
             self.collector = PredictionCollector()
             callbacks = [LeftOutLine(self.datamodule), self.collector]
             kwargs["logger"] = False
+        callbacks = [*user_callbacks, *callbacks, *([ProgressBar()] if bar else [])]
+        return self.make_trainer(callbacks=callbacks, enable_progress_bar=bar, **kwargs)
+
+    def make_trainer(self, **arguments: Any) -> Trainer:
+        """The trainer that the settings ask for.
+
+        Args:
+            arguments: of the trainer, in place of the settings.
+
+        Raises:
+            UserError: the settings do not fit this machine or each other.
+        """
         try:
-            return super().instantiate_trainer(
-                callbacks=[*user_callbacks, *callbacks, *([ProgressBar()] if bar else [])],
-                enable_progress_bar=bar,
-                enable_model_summary=False,
-                **kwargs,
-            )
+            return super().instantiate_trainer(enable_model_summary=False, **arguments)
         except (MisconfigurationException, ValueError) as error:
             found = " ".join(str(error).split())
             raise UserError(

@@ -106,6 +106,7 @@ def test_no_more_is_tried_than_there_are_images_or_than_was_asked(
         (["batch_size", "--most=1"], "--most: expected at least 8, found 1"),
         (["learning_rate", "--to=nowhere/curve.png"], "make the folder"),
         (["learning_rate", "--to=curve.doc"], "ends in .png or .svg or .pdf, found 'curve.doc'"),
+        (["batch_size", "--trainer.gradient_clip_algorithm=odd"], "trainer: expected settings that fit this machine"),
         (["learning_rate", "--finetuning=LinearProbe"], "expected a strategy that takes steps, found LinearProbe"),
     ],
 )

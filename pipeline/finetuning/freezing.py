@@ -28,7 +28,7 @@ def early_parameters(network: nn.Module) -> list[str]:
         network: from :func:`~pipeline.models.backbones.create_backbone`.
 
     Returns:
-        None where the first layer takes other channels than colours: what it sees is not what it has learned.
+        An empty list where the first layer takes other channels than colours: what it sees is not what it has learned.
 
     Example:
         >>> from pipeline.models.backbones import create_backbone
