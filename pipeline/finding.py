@@ -24,6 +24,7 @@ _LEAST_RATE, _LARGEST_RATE = 1e-7, 1.0
 _UNSETTLED = 10  # steps whose running mean of the loss is too low
 _FEWEST_STEPS = 30
 _SHOWN = 12  # rates
+_EPOCHS = 10_000  # more than a trial has: the steps end it, however few images there are
 _PICTURES = (".png", ".svg", ".pdf")
 _FIRST_BATCH = 8
 _STEPS_A_BATCH_SIZE = 3
@@ -36,7 +37,7 @@ class FindCLI(UntrainedCLI):
 
     def instantiate_trainer(self, **_: Any) -> Trainer:
         keeps_nothing = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        return self.make_trainer(callbacks=[self.strategy], **keeps_nothing)
+        return self.make_trainer(callbacks=[self.strategy], max_epochs=_EPOCHS, **keeps_nothing)
 
 
 def run_find(arguments: Sequence[str], terminal: bool, started: float) -> int:

@@ -46,6 +46,8 @@ def test_a_learning_rate_is_suggested_and_the_network_is_left_as_it_was(
     out = capsys.readouterr().out
     (suggested,) = re.findall(r"--model\.learning_rate=(\S+)", out)
     assert 1e-7 < float(suggested) < 1
+    # Almost to the largest rate, though the plan's epochs have fewer steps.
+    assert max(map(float, re.findall(r"rate (\d\S+)", out))) > 0.1
     assert re.search(r"the plan chooses \S+ for the backbone", out)
     assert_nothing_moved(tried)
     assert {path.name for path in Path().iterdir()} == {"images", "weights.safetensors", "curve.png"}
