@@ -30,6 +30,7 @@ Fine-tune a pretrained ResNet on your own labelled images.
   find           a learning rate or a batch size by trial; fit needs neither
   crossvalidate  fit once for each of --folds parts, and test on all images together
   convert        put the data into chunks for streaming, --to FOLDER or s3://...
+  sync           send what the tracking server missed of a run, and end runs whose process is gone
   backbones      the residual networks: layers, parameters, multiply-adds
   weights        published weights of a backbone: licence, input size, parameters, whether they are here
 

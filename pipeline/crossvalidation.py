@@ -198,10 +198,10 @@ def _read_predictions(
 def _track(folds: Folds, first: Path, metrics: dict[str, Estimate]) -> None:
     """A tracked run for the whole, beside those of the folds; none where these were not tracked."""
     tracked = json.loads((first / SUMMARY).read_text(encoding="utf-8"))
-    if tracked["run_id"] is None:
+    if tracked["tracking_uri"] is None:
         return
     settings = yaml.safe_load((first / CONFIG).read_text(encoding="utf-8"))["logger"]
-    logger = MLflowLogger(settings["experiment_name"], tracked["tracking_uri"], run_name=folds.folder.name)
+    logger = MLflowLogger(settings["experiment_name"], tracked["tracking_uri"], folder=folds.folder)
     with logger.closing():
         logger.log_metrics({name: estimate.value for name, estimate in metrics.items()})
         for name, estimate in metrics.items():
