@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from pipeline.allocator import keep_freed_memory
 from pipeline.errors import UserError, near_matches
-from pipeline.exits import FAILURE, INTERRUPTED, SUCCESS, USAGE
+from pipeline.exits import FAILURE, INTERRUPTED, SUCCESS, TERMINATED, USAGE, Terminated, raising_terminated
 from pipeline.settings import LISTINGS, SUBCOMMANDS, UNTRAINED
 
 HELP = """usage: python -m pipeline <subcommand> [--config FILE] [--<setting> VALUE ...]
@@ -51,7 +51,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 1 a failure of the program; 2 a mistake that the person can mend; 3 a strict audit found leaks
-        or unreadable images; 130 interrupted.
+        or unreadable images; 130 interrupted; 143 terminated.
     """
     started = time.perf_counter()
     arguments = list(sys.argv[1:] if args is None else args)
@@ -62,11 +62,13 @@ def main(args: Sequence[str] | None = None) -> int:
         return SUCCESS if arguments else USAGE
     keep_freed_memory()
     try:
-        return _run(arguments, started)
-    except KeyboardInterrupt:
+        with raising_terminated():
+            return _run(arguments, started)
+    except KeyboardInterrupt as error:
+        terminated = isinstance(error, Terminated)
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+            print("terminated" if terminated else "interrupted", file=sys.stderr)
+        return TERMINATED if terminated else INTERRUPTED
     except Exception as error:
         from pipeline.messages import explain
 

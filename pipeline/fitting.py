@@ -29,16 +29,18 @@ from pipeline.tracking.system_metrics import SystemMetrics
 
 
 def interruptible(trainer: Trainer, stage: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    """Run a stage of the trainer; an interruption by the person leaves as ``KeyboardInterrupt``.
+    """Run a stage of the trainer; an interruption leaves as the ``KeyboardInterrupt`` that it was.
 
     Lightning turns it into ``SystemExit(1)``, which cannot be told from a failure.
     """
     try:
         stage(*args, **kwargs)
-    except SystemExit:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
+    except SystemExit as error:
+        if not trainer.interrupted:
+            raise
+        # What the trainer was handling when it gave up says whether it was Ctrl-C or SIGTERM.
+        cause = error.__context__
+        raise (cause if isinstance(cause, KeyboardInterrupt) else KeyboardInterrupt()) from None
 
 
 def evaluate(
@@ -99,6 +101,7 @@ class Fitting:
             mode=MONITORS[self.monitor],
             enable_version_counter=False,
         )
+        self.last = LastCheckpoint(self.folder)
         self.start = StartingPoint(lambda: self.folder.path / START)
         self.epochs = EpochLines(self.best if self.validates and not self.interpolates else None)
 
@@ -116,7 +119,7 @@ class Fitting:
             callbacks.append(self.start)
         elif self.validates:
             callbacks.append(self.best)
-        return [*callbacks, LastCheckpoint(self.folder)]
+        return [*callbacks, self.last]
 
     def run(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule, checkpoint: Path | None) -> None:
         """Do it.
@@ -128,11 +131,11 @@ class Fitting:
             checkpoint: to go on from, or None.
 
         Raises:
-            KeyboardInterrupt: the person stopped it; the run folder has ``last.ckpt`` and the run ends as KILLED.
+            KeyboardInterrupt: Ctrl-C or SIGTERM stopped it; the run folder has ``last.ckpt``, the run ends as KILLED.
         """
         with self.logger.closing() if self.logger is not None else contextlib.nullcontext():
             try:
-                interruptible(trainer, trainer.fit, task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+                self._fit(trainer, task, data, checkpoint)
             except KeyboardInterrupt:
                 if (self.folder.path / LAST).is_file():
                     say(f"\nrun folder    {self.folder.path}\nto go on      the same command with --ckpt_path last")
@@ -146,6 +149,15 @@ class Fitting:
                 self.start.file.unlink(missing_ok=True)
         if trainer.is_global_zero:  # now the store has the whole run, or it has been said that it has not
             say_next(self.folder.path, best, self.logger, registered)
+
+    def _fit(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule, checkpoint: Path | None) -> None:
+        try:
+            interruptible(trainer, trainer.fit, task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except RuntimeError as error:
+            if self.last.asked is None:
+                raise
+            # A signal to all processes of the run has ended those that read images before this one could stop.
+            raise self.last.asked from error
 
     def _choose(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule) -> tuple[Path, str]:
         """The best checkpoint, and in words how it was chosen."""
