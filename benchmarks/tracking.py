@@ -159,7 +159,7 @@ def measure_outages(report: Report, server: Server, runs: Path, outage: float) -
     cases: list[tuple[str, str, Callable[[], None] | None]] = [
         (f"answering 500 for {outage:.0f} s", proxy.uri, fails("error")),
         (f"hanging for {outage:.0f} s", proxy.uri, fails("hang")),
-        (f"dropping every second reply for {outage:.0f} s", proxy.uri, fails("drop")),
+        (f"dropping a third of the replies for {outage:.0f} s", proxy.uri, fails("drop")),
         ("killed and restarted", server.uri, restarts),
     ]
     for number, (what, uri, meanwhile) in enumerate(cases):

@@ -1,7 +1,10 @@
 """A real MLflow server in this machine, and a proxy before it that behaves as badly as servers do."""
 
+import contextlib
 import http.client
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
@@ -54,7 +57,8 @@ class Server:
     def kill(self) -> None:
         """End it at once, with its children, as a machine that loses its power."""
         if self._process is not None:
-            os.killpg(self._process.pid, 9)
+            with contextlib.suppress(ProcessLookupError):  # it has ended already
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 
@@ -73,7 +77,7 @@ class Proxy:
     """Passes requests on to a server, or does to them what its mode says.
 
     ``error`` answers 500; ``hang`` takes requests and never answers; ``drop`` passes every request on and hangs up in
-    place of every second answer.
+    place of a third of the answers, by chance.
 
     Args:
         port: of the server.
@@ -81,7 +85,7 @@ class Proxy:
 
     def __init__(self, port: int) -> None:
         self.mode: Mode = "forward"
-        self.requests = 0
+        self._chance = random.Random(0)
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -89,7 +93,6 @@ class Proxy:
 
             def handle_request(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                proxy.requests += 1
                 if proxy.mode == "hang":
                     proxy._released.wait()
                     self.close_connection = True
@@ -97,7 +100,7 @@ class Proxy:
                 if proxy.mode == "error":
                     self._answer(500, "text/plain", b"out of order")
                     return
-                drop = proxy.mode == "drop" and proxy.requests % 2 == 0
+                drop = proxy.mode == "drop" and proxy._chance.random() < 1 / 3
                 connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
                 headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
                 try:

@@ -13,7 +13,6 @@ from mlflow import MlflowClient
 from tracking_server import Mode, Proxy, Server, free_port
 
 from pipeline.cli import main
-from pipeline.tracking.journal import RunLock
 from pipeline.tracking.logger import MLflowLogger
 from pipeline.tracking.replay import Replay
 from tests.support import fast, write_images
@@ -217,7 +216,7 @@ def test_a_server_on_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Non
     run("initdb", "-D", str(data), "-U", "tracking", "--auth=trust", "--no-sync")
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
     run("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
-    server = Server(folder, f"postgresql://tracking@127.0.0.1:{port}/postgres")
+    server = Server(folder, f"postgresql+psycopg2://tracking@127.0.0.1:{port}/postgres")
     try:
         server.start()
         logger = MLflowLogger(tracking_uri=server.uri, folder=folder / "runs" / "elephant")
@@ -231,12 +230,3 @@ def test_a_server_on_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Non
     finally:
         server.kill()
         run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
-
-
-def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    logger = MLflowLogger(tracking_uri=f"sqlite:///{tmp_path / 'm.db'}", folder=tmp_path / "runs" / "busy")
-    with logger.closing():
-        logger.log_metrics({"a": 1.0})
-        assert main(["sync", str(logger.folder)]) == 2
-        assert f"it is still being trained by process {os.getpid()}" in capsys.readouterr().err
-    RunLock(logger.folder).acquire()

@@ -64,6 +64,7 @@ class MLflowLogger(Logger):
         self._sender = Sender(self._replay)
         self._recovery = Recovery(folder)
         self._open: Journal | None = None
+        self._tables: list[str] = []
 
     @property
     def name(self) -> str:
@@ -185,8 +186,9 @@ class MLflowLogger(Logger):
         content = json.dumps({"columns": list(columns), "data": [list(row) for row in rows]}, ensure_ascii=False)
         (self.folder / name).write_text(content + "\n", encoding="utf-8")
         self.log_file(self.folder / name)
+        self._tables.append(name)
         # By this MLflow's page knows which artifacts are tables.
-        self.set_tags({"mlflow.loggedArtifacts": json.dumps([{"path": name, "type": "table"}])})
+        self.set_tags({"mlflow.loggedArtifacts": json.dumps([{"path": n, "type": "table"} for n in self._tables])})
 
     @rank_zero_only
     def log_dataset(self, name: str, digest: str, source: str, profile: str) -> None:
