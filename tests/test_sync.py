@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -111,3 +112,26 @@ def test_the_machine_is_measured() -> None:
     metrics = system_metrics.measure()
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_percentage"} <= metrics.keys()
     assert 0 < metrics["system/system_memory_usage_percentage"] < 100
+
+
+def test_gpus_are_measured_where_they_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NVMLError(Exception):
+        """As of the package, which a machine without GPUs need not have."""
+
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(NVMLError=NVMLError))
+
+    def utilization(index: int) -> int:
+        if index == 1:
+            raise NVMLError("Not Supported")
+        return 40
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "utilization", utilization)
+    monkeypatch.setattr(torch.cuda, "device_memory_used", lambda index: 2_000_000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=8_000_000))
+    found = {name: value for name, value in system_metrics.measure().items() if "gpu" in name}
+    assert found == {
+        "system/gpu_0_utilization_percentage": 40.0,
+        "system/gpu_0_memory_usage_megabytes": 2.0,
+        "system/gpu_0_memory_usage_percentage": 25.0,
+    }

@@ -1,6 +1,5 @@
 """How busy the machine is while a run trains: processor, memory and GPUs."""
 
-import importlib.util
 import threading
 
 import psutil
@@ -14,8 +13,6 @@ _EVERY = 10.0  # seconds
 
 class SystemMetrics(Callback):
     """Tracks ``system/...`` every ten seconds and at the end of the training, under MLflow's own names.
-
-    GPUs are asked with the package nvidia-ml-py; where it is missing, only processor and memory are tracked.
 
     Args:
         logger: of the run.
@@ -66,11 +63,21 @@ def measure() -> dict[str, float]:
         "system/system_memory_usage_megabytes": memory.used / 1e6,
         "system/system_memory_usage_percentage": memory.percent,
     }
-    if torch.cuda.is_available() and importlib.util.find_spec("pynvml") is not None:
-        for index in range(torch.cuda.device_count()):
-            used = torch.cuda.device_memory_used(index)
-            total = torch.cuda.get_device_properties(index).total_memory
-            metrics[f"system/gpu_{index}_utilization_percentage"] = float(torch.cuda.utilization(index))
-            metrics[f"system/gpu_{index}_memory_usage_megabytes"] = used / 1e6
-            metrics[f"system/gpu_{index}_memory_usage_percentage"] = 100 * used / total
+    for index in range(torch.cuda.device_count()):
+        metrics |= _measure_gpu(index)
     return metrics
+
+
+def _measure_gpu(index: int) -> dict[str, float]:
+    import pynvml
+
+    try:
+        used = torch.cuda.device_memory_used(index)
+        total = torch.cuda.get_device_properties(index).total_memory
+        return {
+            f"system/gpu_{index}_utilization_percentage": float(torch.cuda.utilization(index)),
+            f"system/gpu_{index}_memory_usage_megabytes": used / 1e6,
+            f"system/gpu_{index}_memory_usage_percentage": 100 * used / total,
+        }
+    except (pynvml.NVMLError, RuntimeError):  # slices of a GPU and some drivers do not tell
+        return {}
