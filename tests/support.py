@@ -62,10 +62,25 @@ class InterruptAt(Callback):
         number: of the signal; by default that of Ctrl-C.
     """
 
-    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
+    def __init__(self, step: int, number: int = int(signal.SIGINT)) -> None:
         self.step = step
         self.number = number
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), self.number)
+
+
+class FailAt(Callback):
+    """Raises what nobody expects at the start of a training step.
+
+    Args:
+        step: the optimizer step at which it comes.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            raise ZeroDivisionError

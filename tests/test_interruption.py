@@ -125,6 +125,13 @@ def test_a_run_that_was_terminated_is_killed_and_can_go_on(images: Path, tmp_pat
     assert [status for _, status in tracked_runs(tmp_path)] == ["FINISHED"]
 
 
+def test_a_run_that_fails_is_failed(images: Path, tmp_path: Path) -> None:
+    failing = ["--trainer.callbacks=tests.support.FailAt", "--trainer.callbacks.step=1"]
+    assert main(["fit", *fast(images), "--trainer.max_epochs=1", *failing]) == 1
+    assert [status for _, status in tracked_runs(tmp_path)] == ["FAILED"]
+
+
+@pytest.mark.slow
 def test_a_run_that_was_killed_is_closed_by_the_next_one_or_by_sync(images: Path, tmp_path: Path) -> None:
     arguments = [*fast(images), "--trainer.max_epochs=2"]
     killing = ["--trainer.callbacks=tests.support.InterruptAt", "--trainer.callbacks.step=4"]

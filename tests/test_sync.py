@@ -89,6 +89,19 @@ def test_a_line_that_the_disk_lost_does_not_keep_the_rest_back(logger: MLflowLog
     assert MlflowClient(logger.tracking_uri).get_run(logger.run_id).info.status == "FINISHED"
 
 
+def test_a_journal_without_its_beginning_is_one_clear_error_and_harms_no_other_run(
+    logger: MLflowLogger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = logger.folder.with_name("damaged")
+    damaged.mkdir(parents=True)
+    (damaged / "journal.jsonl").write_bytes(b"\0\0\0\n")
+    with logger.closing():
+        logger.log_metrics({"a": 1.0})
+    assert MlflowClient(logger.tracking_uri).get_run(logger.run_id).info.status == "FINISHED"
+    assert main(["sync", str(damaged)]) == 2
+    assert "found a damaged line" in capsys.readouterr().err
+
+
 def test_the_journal_keeps_numbers_that_are_none(logger: MLflowLogger) -> None:
     with logger.closing():
         logger.log_metrics({"nan": math.nan, "inf": math.inf, "least": -math.inf, "tensor": torch.tensor(0.5)}, 3)  # type: ignore[dict-item]

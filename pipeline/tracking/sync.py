@@ -100,16 +100,24 @@ def _end_dead(folder: Path) -> str | None:
 
     Returns:
         The address of its store; None for an empty journal.
+
+    Raises:
+        UserError: its first line is damaged.
     """
     last = last_entry(folder)
     if last is None:
         return None
-    first = next(read_entries(folder)).content
+    first = next(read_entries(folder))
+    if first.operation != "begin":
+        raise UserError(
+            f"expected '{folder / JOURNAL}' to begin with the run's name and address, found a damaged line; what is in "
+            "it cannot be sent."
+        )
     if last.operation != "end":
         journal = Journal(folder)
-        journal.append("end", {"key": first["key"], "status": "KILLED"}, at=last.time)
+        journal.append("end", {"key": first.content["key"], "status": "KILLED"}, at=last.time)
         journal.close()
-    return first["tracking_uri"]
+    return first.content["tracking_uri"]
 
 
 class Recovery:
@@ -138,15 +146,15 @@ class Recovery:
     def _run(self) -> None:
         away: set[str] = set()
         for folder in sorted(file.parent for file in self.folder.parent.glob(f"*/{JOURNAL}")):
-            if folder.resolve() == self.folder.resolve() or _is_complete(folder):
-                continue
+            if self._stopping:
+                return
             lock = RunLock(folder)
             try:
-                lock.acquire()
-            except RunBusyError:
-                continue  # it is being trained
-            try:
-                self._send(folder, away)
+                if folder.resolve() != self.folder.resolve() and not _is_complete(folder):
+                    lock.acquire()
+                    self._send(folder, away)
+            except (RunBusyError, UserError, OSError, ValueError):
+                continue  # it is being trained, belongs to somebody else or is damaged: none of this run's business
             finally:
                 lock.release()
 
