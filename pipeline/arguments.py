@@ -55,7 +55,7 @@ def add_arguments(parser: LightningArgumentParser) -> None:
         "--output", type=str | None, default=None, help="validate, test, predict: CSV file for the predictions"
     )
     parser.add_argument("--quiet", action="store_true", help="plain lines instead of a progress bar")
-    parser.add_class_arguments(MLflowLogger, "logger", skip={"run_name", "run_id"}, instantiate=False)
+    parser.add_class_arguments(MLflowLogger, "logger", skip={"folder"}, instantiate=False)
     parser.add_lightning_class_args(Strategy, "finetuning", subclass_mode=True, required=False)
     parser.set_defaults(
         {

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from pipeline.allocator import keep_freed_memory
 from pipeline.errors import UserError, near_matches
-from pipeline.exits import FAILURE, INTERRUPTED, SUCCESS, USAGE
+from pipeline.exits import FAILURE, INTERRUPTED, SUCCESS, TERMINATED, USAGE, Terminated, raising_terminated
 from pipeline.settings import LISTINGS, SUBCOMMANDS, UNTRAINED
 
 HELP = """usage: python -m pipeline <subcommand> [--config FILE] [--<setting> VALUE ...]
@@ -30,6 +30,7 @@ Fine-tune a pretrained ResNet on your own labelled images.
   find           a learning rate or a batch size by trial; fit needs neither
   crossvalidate  fit once for each of --folds parts, and test on all images together
   convert        put the data into chunks for streaming, --to FOLDER or s3://...
+  sync           send what the tracking server missed of a run, and end runs whose process is gone
   backbones      the residual networks: layers, parameters, multiply-adds
   weights        published weights of a backbone: licence, input size, parameters, whether they are here
 
@@ -50,7 +51,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 1 a failure of the program; 2 a mistake that the person can mend; 3 a strict audit found leaks
-        or unreadable images; 130 interrupted.
+        or unreadable images; 130 interrupted; 143 terminated.
     """
     started = time.perf_counter()
     arguments = list(sys.argv[1:] if args is None else args)
@@ -61,11 +62,13 @@ def main(args: Sequence[str] | None = None) -> int:
         return SUCCESS if arguments else USAGE
     keep_freed_memory()
     try:
-        return _run(arguments, started)
-    except KeyboardInterrupt:
+        with raising_terminated():
+            return _run(arguments, started)
+    except KeyboardInterrupt as error:
+        terminated = isinstance(error, Terminated)
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+            print("terminated" if terminated else "interrupted", file=sys.stderr)
+        return TERMINATED if terminated else INTERRUPTED
     except Exception as error:
         from pipeline.messages import explain
 

@@ -15,6 +15,7 @@ import yaml
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import Estimate
 from pipeline.evaluation.predictions import SEPARATOR, Predictions, write_csv
+from pipeline.exits import INTERRUPTED, TERMINATED, Terminated
 from pipeline.outcome import Evaluated, write_summary
 from pipeline.parsing import BESIDE_FIT, Parser
 from pipeline.progress import say
@@ -130,11 +131,13 @@ def _run_fold(folds: Folds, number: int) -> str:
                 print(line, end="", flush=True)
                 if line.startswith(_FOLDER):
                     folder = line.removeprefix(_FOLDER).strip()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            if isinstance(error, Terminated):
+                process.terminate()
             process.wait()  # the same Ctrl-C reached it, and it ends in its own time
             raise
-    if process.returncode == 130:
-        raise KeyboardInterrupt
+    if process.returncode in (INTERRUPTED, TERMINATED):
+        raise KeyboardInterrupt if process.returncode == INTERRUPTED else Terminated
     if process.returncode != 0 or folder is None or not (Path(folder) / SUMMARY).is_file():
         raise UserError(
             f"expected fold {number} of {folds.count} to finish, found exit code {process.returncode}; see the message "
@@ -198,10 +201,10 @@ def _read_predictions(
 def _track(folds: Folds, first: Path, metrics: dict[str, Estimate]) -> None:
     """A tracked run for the whole, beside those of the folds; none where these were not tracked."""
     tracked = json.loads((first / SUMMARY).read_text(encoding="utf-8"))
-    if tracked["run_id"] is None:
+    if tracked["tracking_uri"] is None:
         return
     settings = yaml.safe_load((first / CONFIG).read_text(encoding="utf-8"))["logger"]
-    logger = MLflowLogger(settings["experiment_name"], tracked["tracking_uri"], run_name=folds.folder.name)
+    logger = MLflowLogger(settings["experiment_name"], tracked["tracking_uri"], folder=folds.folder)
     with logger.closing():
         logger.log_metrics({name: estimate.value for name, estimate in metrics.items()})
         for name, estimate in metrics.items():

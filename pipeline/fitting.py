@@ -25,19 +25,22 @@ from pipeline.runs import BEST, LAST, START, RunFolder
 from pipeline.task import ClassificationTask
 from pipeline.tracking.logger import MLflowLogger
 from pipeline.tracking.recorder import DataFacts, RunRecorder
+from pipeline.tracking.system_metrics import SystemMetrics
 
 
 def interruptible(trainer: Trainer, stage: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    """Run a stage of the trainer; an interruption by the person leaves as ``KeyboardInterrupt``.
+    """Run a stage of the trainer; an interruption leaves as the ``KeyboardInterrupt`` that it was.
 
     Lightning turns it into ``SystemExit(1)``, which cannot be told from a failure.
     """
     try:
         stage(*args, **kwargs)
-    except SystemExit:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
+    except SystemExit as error:
+        if not trainer.interrupted:
+            raise
+        # What the trainer was handling when it gave up says whether it was Ctrl-C or SIGTERM.
+        cause = error.__context__
+        raise (cause if isinstance(cause, KeyboardInterrupt) else KeyboardInterrupt()) from None
 
 
 def evaluate(
@@ -98,6 +101,7 @@ class Fitting:
             mode=MONITORS[self.monitor],
             enable_version_counter=False,
         )
+        self.last = LastCheckpoint(self.folder)
         self.start = StartingPoint(lambda: self.folder.path / START)
         self.epochs = EpochLines(self.best if self.validates and not self.interpolates else None)
 
@@ -107,6 +111,7 @@ class Fitting:
         callbacks: list[Callback] = [self.folder]
         if self.logger is not None:
             callbacks.append(RunRecorder(self.logger, self.folder, self.data_facts, self.tags))
+            callbacks.append(SystemMetrics(self.logger))
         if self.patience is not None:
             callbacks.append(EarlyStopping(self.monitor, mode=MONITORS[self.monitor], patience=self.patience))
         callbacks += [self.collector, self.epochs]
@@ -114,7 +119,7 @@ class Fitting:
             callbacks.append(self.start)
         elif self.validates:
             callbacks.append(self.best)
-        return [*callbacks, LastCheckpoint(self.folder)]
+        return [*callbacks, self.last]
 
     def run(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule, checkpoint: Path | None) -> None:
         """Do it.
@@ -126,11 +131,11 @@ class Fitting:
             checkpoint: to go on from, or None.
 
         Raises:
-            KeyboardInterrupt: the person stopped it; the run folder has ``last.ckpt`` and the run ends as KILLED.
+            KeyboardInterrupt: Ctrl-C or SIGTERM stopped it; the run folder has ``last.ckpt``, the run ends as KILLED.
         """
         with self.logger.closing() if self.logger is not None else contextlib.nullcontext():
             try:
-                interruptible(trainer, trainer.fit, task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+                self._fit(trainer, task, data, checkpoint)
             except KeyboardInterrupt:
                 if (self.folder.path / LAST).is_file():
                     say(f"\nrun folder    {self.folder.path}\nto go on      the same command with --ckpt_path last")
@@ -138,9 +143,21 @@ class Fitting:
             best, how = self._choose(trainer, task, data)
             val = self._calibrate(trainer, task, data, best)
             test = evaluate(trainer, "test", task, data, best, self.collector)
+            registered = None
             if trainer.is_global_zero:
-                self._conclude(task, data, best, how, val, test)
+                registered = self._conclude(task, data, best, how, val, test)
                 self.start.file.unlink(missing_ok=True)
+        if trainer.is_global_zero:  # now the store has the whole run, or it has been said that it has not
+            say_next(self.folder.path, best, self.logger, registered)
+
+    def _fit(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule, checkpoint: Path | None) -> None:
+        try:
+            interruptible(trainer, trainer.fit, task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except RuntimeError as error:
+            if self.last.asked is None:
+                raise
+            # A signal to all processes of the run has ended those that read images before this one could stop.
+            raise self.last.asked from error
 
     def _choose(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule) -> tuple[Path, str]:
         """The best checkpoint, and in words how it was chosen."""
@@ -188,7 +205,8 @@ class Fitting:
         how: str,
         val: Evaluated | None,
         test: Evaluated,
-    ) -> None:
+    ) -> dict[str, str] | None:
+        """Keep, track, register and print what came out; the registered model, if there is one."""
         folder, logger = self.folder.path, self.logger
         metrics = {**({} if val is None else val.prefixed()), **test.prefixed()}
         write_predictions(folder, test, task.classes)
@@ -196,21 +214,11 @@ class Fitting:
         if logger is not None:
             track_outcome(logger, folder, best, task.classes, test, metrics)
             if self.registered_model_name is not None:
-                from pipeline.registry.register import register
-
                 description = {
                     "tags": self.tags,
                     "metrics": {name: e.to_dict() for name, e in metrics.items()},
                 }
-                version = register(
-                    self.registered_model_name,
-                    task,
-                    logger,
-                    partial(data.encoded, "test"),
-                    test.predictions,
-                    description,
-                )
-                registered = {"name": self.registered_model_name, "version": version}
+                registered = self._register(logger, self.registered_model_name, task, data, test, description)
         summary = {
             "run_id": logger.run_id if logger else None,
             "experiment_id": logger.experiment_id if logger else None,
@@ -239,4 +247,23 @@ class Fitting:
             test.say("the same checkpoint")
         read = summary["images_per_second"]
         say(f"  in {summary['wall_seconds']:.0f} s" + (f"; training read {read:.0f} images/s" if read else ""))
-        say_next(folder, best, logger, registered)
+        return registered
+
+    def _register(
+        self,
+        logger: MLflowLogger,
+        name: str,
+        task: ClassificationTask,
+        data: ImageDataModule,
+        test: Evaluated,
+        description: dict[str, Any],
+    ) -> dict[str, str] | None:
+        """The registered model and its version; None where the tracking server stays away, which is said."""
+        from pipeline.registry.register import StoreAwayError, register
+
+        try:
+            version = register(name, task, logger, partial(data.encoded, "test"), test.predictions, description)
+        except StoreAwayError as error:
+            say(f"\nnot registered  {name}: {error}; the model is in {self.folder.path / BEST}")
+            return None
+        return {"name": name, "version": version}

@@ -1,6 +1,5 @@
 """What a finished training leaves behind: files, the tracked run, the registered model, and a few lines to read."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pipeline.evaluation.figures import confusion_figure, presence_figure
 from pipeline.evaluation.metrics import Estimate, confusion_matrix, estimate_metrics
 from pipeline.evaluation.predictions import Predictions, write_csv
 from pipeline.progress import say
-from pipeline.runs import CONFIG, PREDICTIONS, SPLIT, SUMMARY
+from pipeline.runs import CONFIG, PREDICTIONS, SPLIT, SUMMARY, write_json
 from pipeline.tracking.logger import MLflowLogger
 
 _NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1", "log_loss": "log loss", "mean_average_precision": "mean AP"}
@@ -60,10 +59,8 @@ def write_predictions(folder: Path, test: Evaluated, classes: Sequence[str]) -> 
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """``summary.json``; it appears whole or not at all, and marks the run as done."""
-    unfinished = folder / f"{SUMMARY}.part"
-    unfinished.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    unfinished.replace(folder / SUMMARY)
+    """``summary.json``, which marks the run as done."""
+    write_json(folder / SUMMARY, summary)
 
 
 def track_outcome(
@@ -89,6 +86,9 @@ def track_outcome(
     else:
         counts = confusion_matrix(predictions.targets, predictions.labels, len(classes))
         logger.log_figure(confusion_figure(counts, classes, title), "confusion_matrix.png")
+    columns = ("value", "low", "high", "n")
+    rows = [[name, *(estimate.to_dict()[column] for column in columns)] for name, estimate in metrics.items()]
+    logger.log_table(["metric", *columns], rows, "metrics.json")
     for name in (SPLIT, PREDICTIONS):
         logger.log_file(folder / name)
     logger.log_file(checkpoint, "checkpoints")
@@ -98,17 +98,13 @@ def say_next(folder: Path, checkpoint: Path, logger: MLflowLogger | None, regist
     """Print where things are and the commands that follow."""
     say(f"\nrun folder    {folder}")
     if logger is not None:
-        say(f"tracked in    {logger.tracking_uri}  (run {logger.run_id})")
+        say(f"tracked in    {logger.tracking_uri}  (run {logger.run_id or 'not there yet'})")
     if registered is not None:
         say(f"registered    models:/{registered['name']}@challenger  (version {registered['version']})")
     config, best = folder / CONFIG, folder / checkpoint.name
     say("\nnext:")
     if logger is not None:
-        page = f"#/experiments/{logger.experiment_id}/runs/{logger.run_id}"
-        if logger.tracking_uri.startswith("http"):
-            say(f"  open {logger.tracking_uri.rstrip('/')}/{page}")
-        else:
-            say(f"  mlflow ui --backend-store-uri {logger.tracking_uri}")
-            say(f"    and open http://127.0.0.1:5000/{page}")
+        for line in logger.where_to_look():
+            say(f"  {line}")
     say(f"  python -m pipeline test --config {config} --ckpt_path {best}")
     say(f"  python -m pipeline predict --config {config} --ckpt_path {best} --data.predict_path <folder of images>")

@@ -1,4 +1,4 @@
-"""What lets a run go on: a checkpoint after every epoch, and one when the person interrupts."""
+"""What lets a run go on: a checkpoint after every epoch, and one when the run is interrupted."""
 
 import os
 import signal
@@ -11,18 +11,25 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from pipeline.exits import Terminated
 from pipeline.runs import LAST, RunFolder
+
+_SIGNALS: dict[int, type[KeyboardInterrupt]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+_WORDS: dict[int, tuple[str, str]] = {
+    signal.SIGINT: ("Interrupted", "Press Ctrl-C again"),
+    signal.SIGTERM: ("Terminated", "Send SIGTERM again"),
+}
 
 # Between two checkpoints at least so many times as long as it takes to save one, so that it costs a twentieth at most.
 _LEAST_PAUSE = 20
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps ``last.ckpt`` and turns Ctrl-C into a clean stop.
+    """Keeps ``last.ckpt`` and turns Ctrl-C and SIGTERM into a clean stop.
 
-    On Ctrl-C the training step (or the validation) is finished, ``last.ckpt`` is saved and ``KeyboardInterrupt``
-    raised: an exception in the middle of a step would leave the optimizer half applied and the data loader a batch
-    ahead. A second Ctrl-C stops at once, and the checkpoint saved before remains.
+    On either the training step (or the validation) is finished, ``last.ckpt`` is saved and ``KeyboardInterrupt`` (or
+    ``Terminated``) raised: an exception in the middle of a step would leave the optimizer half applied and the data
+    loader a batch ahead. A second one stops at once, and the checkpoint saved before remains.
 
     It saves when an epoch is over (of epochs that take hardly longer than saving, not every one) for every other
     callback, early stopping and the best checkpoint included, which is why it is a ``Checkpoint`` and stands last.
@@ -34,16 +41,17 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
-        self._asked = False
-        self._previous: Any = None
+        #: What the run will end with, once a signal has come.
+        self.asked: type[KeyboardInterrupt] | None = None
+        self._previous: dict[int, Any] = {}
         self._saved: float | None = None
         self._pause = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not before: what comes earlier (a head is solved) can be stopped at any moment, and is begun again.
-        self._asked = False
+        self.asked = None
         if threading.current_thread() is threading.main_thread():  # elsewhere, signals cannot be handled
-            self._previous = signal.signal(signal.SIGINT, self._on_signal)
+            self._previous = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._restore()
@@ -52,19 +60,17 @@ class LastCheckpoint(Checkpoint):
         self._restore()
 
     def _restore(self) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
+        if self.asked:
+            raise _SIGNALS[number]
+        self.asked = _SIGNALS[number]
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(
-                "\nInterrupted: stopping after this step or validation. Press Ctrl-C again to stop at once.",
-                file=sys.stderr,
-            )
+            what, again = _WORDS[number]
+            print(f"\n{what}: stopping after this step or validation. {again} to stop at once.", file=sys.stderr)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -74,7 +80,7 @@ class LastCheckpoint(Checkpoint):
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if stepped and not trainer.is_last_batch and self._all_asked(trainer):
             trainer.save_checkpoint(self.folder.path / LAST)
-            raise KeyboardInterrupt
+            raise self.asked or KeyboardInterrupt
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         asked = self._all_asked(trainer)
@@ -84,7 +90,7 @@ class LastCheckpoint(Checkpoint):
             self._saved = time.monotonic()
             self._pause = _LEAST_PAUSE * (self._saved - began)
         if asked:
-            raise KeyboardInterrupt
+            raise self.asked or KeyboardInterrupt
 
     def _all_due(self, trainer: Trainer) -> bool:
         # All processes take part in saving, and their clocks differ.
@@ -93,8 +99,8 @@ class LastCheckpoint(Checkpoint):
     def _all_asked(self, trainer: Trainer) -> bool:
         # All processes stop at the same step, whoever heard the signal first.
         if trainer.world_size > 1:
-            return trainer.strategy.reduce_boolean_decision(self._asked, all=False)
-        return self._asked
+            return trainer.strategy.reduce_boolean_decision(self.asked is not None, all=False)
+        return self.asked is not None
 
 
 def _is_last_epoch(trainer: Trainer) -> bool:

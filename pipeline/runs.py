@@ -91,10 +91,32 @@ class RunFolder(Callback):
         """Note which tracked run this folder belongs to.
 
         Args:
-            tracking: ``run_id``, ``experiment_id`` and ``tracking_uri``; empty where the run is not tracked.
+            tracking: ``run_id``, ``experiment_id`` and ``tracking_uri``; empty where the run is not tracked. The first
+                two are None until the tracking server has answered (see :func:`note_tracked`).
         """
-        identity = {**tracking, "config_digest": config_digest(self.asked)}
-        (self.path / _IDENTITY).write_text(json.dumps(identity, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(self.path / _IDENTITY, {**tracking, "config_digest": config_digest(self.asked)})
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """A file that appears whole or not at all."""
+    unfinished = file.with_name(f"{file.name}.part")
+    unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.replace(file)
+
+
+def note_tracked(folder: Path, run_id: str, experiment_id: str) -> None:
+    """Fill in which tracked run a folder belongs to, once that is known, in each file that says so.
+
+    Args:
+        folder: of the run.
+        run_id: of the tracked run.
+        experiment_id: likewise.
+    """
+    known = {"run_id": run_id, "experiment_id": experiment_id}
+    for file in (folder / _IDENTITY, folder / SUMMARY):
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if "run_id" in content and {**content, **known} != content:
+            write_json(file, {**content, **known})
 
 
 def find_resumable(config: str, runs: Path = RUNS) -> tuple[Path, dict[str, Any]]:

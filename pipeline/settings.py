@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 #: What the command line can do with data and a model.
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 #: What it can do without training, or by calling itself.
-UNTRAINED = ("audit", "plan", "find", "convert", "crossvalidate")
+UNTRAINED = ("audit", "plan", "find", "convert", "crossvalidate", "sync")
 #: What it can tell without either.
 LISTINGS = ("backbones", "weights")
 

@@ -238,7 +238,7 @@ class TransferCLI(LightningCLI):
                 **settings.logger,
                 "tracking_uri": identity.get("tracking_uri", settings.logger.tracking_uri),
             }
-            logger = MLflowLogger(**where, run_name=folder.name, run_id=identity.get("run_id"))
+            logger = MLflowLogger(**where, folder=folder)
         if settings.registered_model_name is not None and logger is None:
             raise UserError(
                 f"registered_model_name: expected tracking for '{settings.registered_model_name}' to be registered in, "

@@ -45,6 +45,10 @@ def run_untrained(arguments: Sequence[str], terminal: bool, started: float) -> i
         from pipeline.crossvalidation import run_crossvalidate
 
         return run_crossvalidate(others)
+    if name == "sync":
+        from pipeline.tracking.sync import run_sync
+
+        return run_sync(others)
     if name == "convert":
         from pipeline.converting import run_convert
 

@@ -55,7 +55,24 @@ def pretrained(folder: Path, per_class: int) -> list[str]:
 
 
 class InterruptAt(Callback):
-    """Sends this process a Ctrl-C at the start of a training step.
+    """Sends this process a signal at the start of a training step.
+
+    Args:
+        step: the optimizer step at which it comes.
+        number: of the signal; by default that of Ctrl-C.
+    """
+
+    def __init__(self, step: int, number: int = int(signal.SIGINT)) -> None:
+        self.step = step
+        self.number = number
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+class FailAt(Callback):
+    """Raises what nobody expects at the start of a training step.
 
     Args:
         step: the optimizer step at which it comes.
@@ -66,4 +83,4 @@ class InterruptAt(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
+            raise ZeroDivisionError

@@ -50,7 +50,8 @@ def probabilities(rows: list[dict[str, str]]) -> np.ndarray:
 
 def test_the_run_folder_has_what_was_promised(run: Run) -> None:
     files = "best.ckpt last.ckpt config.yaml plan.json split.csv predictions.csv summary.json run.json"
-    assert {path.name for path in run.folder.iterdir()} == set(files.split())
+    tracking = "journal.jsonl journal.sent.json journal.lock confusion_matrix.png metrics.json"
+    assert {path.name for path in run.folder.iterdir()} == {*files.split(), *tracking.split()}
 
 
 def test_summary_has_intervals_counts_and_where_to_find_things(run: Run) -> None:

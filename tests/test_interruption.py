@@ -1,4 +1,4 @@
-"""Ctrl-C, and going on."""
+"""Ctrl-C, SIGTERM and SIGKILL, and going on."""
 
 import json
 import os
@@ -34,6 +34,21 @@ def tracked_runs(home: Path) -> list[tuple[str, str]]:
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return torch.load(checkpoint, weights_only=True)["state_dict"]
+
+
+def start_long_run(images: Path, workers: int) -> subprocess.Popen[bytes]:
+    """A training with a process group of its own, in its third epoch of many; what it says is in ``out.txt``."""
+    arguments = [*fast(images), f"--data.num_workers={workers}", "--trainer.max_epochs=500", "--patience=500"]
+    command = [sys.executable, "-m", "pipeline", "fit", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    with open("out.txt", "w") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        )
+    deadline = time.monotonic() + 120
+    while "epoch   2/" not in Path("out.txt").read_text() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return process
 
 
 @pytest.mark.parametrize("step", [1, 2, 4, 8], ids=["mid-epoch", "end of an epoch", "second epoch", "very end"])
@@ -96,20 +111,64 @@ def test_a_run_without_tracking_goes_on_too(images: Path) -> None:
     assert json.loads((folder / "summary.json").read_text())["run_id"] is None
 
 
+def test_a_run_that_was_terminated_is_killed_and_can_go_on(images: Path, tmp_path: Path) -> None:
+    arguments = ["fit", *fast(images), "--trainer.max_epochs=2"]
+    terminating = ["--trainer.callbacks=tests.support.InterruptAt", "--trainer.callbacks.step=1"]
+    terminating += [f"--trainer.callbacks.number={int(signal.SIGTERM)}"]
+    before = signal.getsignal(signal.SIGTERM)
+    assert main([*arguments, *terminating]) == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert [status for _, status in tracked_runs(tmp_path)] == ["KILLED"]
+    (folder,) = Path("runs").iterdir()
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert main([*arguments, *terminating, "--ckpt_path=last"]) == 0
+    assert [status for _, status in tracked_runs(tmp_path)] == ["FINISHED"]
+
+
+def test_a_run_that_fails_is_failed(images: Path, tmp_path: Path) -> None:
+    failing = ["--trainer.callbacks=tests.support.FailAt", "--trainer.callbacks.step=1"]
+    assert main(["fit", *fast(images), "--trainer.max_epochs=1", *failing]) == 1
+    assert [status for _, status in tracked_runs(tmp_path)] == ["FAILED"]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_is_closed_by_the_next_one_or_by_sync(images: Path, tmp_path: Path) -> None:
+    arguments = [*fast(images), "--trainer.max_epochs=2"]
+    killing = ["--trainer.callbacks=tests.support.InterruptAt", "--trainer.callbacks.step=4"]
+    killing += [f"--trainer.callbacks.number={int(signal.SIGKILL)}"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    killed = subprocess.run([sys.executable, "-m", "pipeline", "fit", *arguments, *killing], env=environment)
+    assert killed.returncode == -signal.SIGKILL
+    (dead,) = Path("runs").iterdir()
+    assert main(["sync", str(dead)]) == 0
+    assert [status for _, status in tracked_runs(tmp_path)] == ["KILLED"]
+    journal = (dead / "journal.jsonl").read_bytes()
+
+    # As if it had not been synchronised yet, and had died within a line.
+    (dead / "journal.jsonl").write_bytes(b"".join(journal.splitlines(keepends=True)[:-1]) + b'{"time":17')
+    (dead / "journal.sent.json").unlink()
+    assert main(["fit", *arguments]) == 0
+    assert sorted(status for _, status in tracked_runs(tmp_path)) == ["FINISHED", "KILLED"]
+    assert (dead / "journal.jsonl").read_bytes() == journal
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_to_every_process_of_a_run(images: Path, tmp_path: Path, workers: int) -> None:
+    process = start_long_run(images, workers)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    assert "Traceback" not in Path("out.txt").read_text()
+    assert [status for _, status in tracked_runs(tmp_path)] == ["KILLED"]
+    (folder,) = Path("runs").iterdir()
+    assert (folder / "last.ckpt").is_file()
+
+
 @pytest.mark.slow
 def test_a_real_ctrl_c_with_reading_processes(images: Path, tmp_path: Path) -> None:
-    arguments = [*fast(images), "--data.num_workers=2", "--trainer.max_epochs=500", "--patience=500"]
-    command = [sys.executable, "-m", "pipeline", "fit", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    with open("out.txt", "w") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=environment
-        )
-        deadline = time.monotonic() + 120
-        while "epoch   2/" not in Path("out.txt").read_text() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
-        assert process.wait(timeout=60) == 130
+    process = start_long_run(images, workers=2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+    assert process.wait(timeout=60) == 130
     shown = Path("out.txt").read_text()
     assert "Traceback" not in shown
     assert shown.count("Interrupted: stopping after this step") == 1

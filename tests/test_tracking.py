@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def logger(tmp_path: Path) -> MLflowLogger:
-    return MLflowLogger(tracking_uri=f"sqlite:///{tmp_path / 'm.db'}", run_name="mine")
+    return MLflowLogger(tracking_uri=f"sqlite:///{tmp_path / 'm.db'}", folder=tmp_path / "runs" / "mine")
 
 
 def run_of(logger: MLflowLogger):  # type: ignore[no-untyped-def]
@@ -41,6 +41,7 @@ def test_the_run_stays_open_until_its_owner_ends_it(logger: MLflowLogger) -> Non
     with logger.closing():
         logger.log_metrics({"a": 1.0}, step=0)
         logger.finalize("success")  # the trainer's, after each of its stages
+        assert logger.settle(seconds=10)
         assert run_of(logger).info.status == "RUNNING"
         assert run_of(logger).data.metrics == {"a": 1.0}
     assert run_of(logger).info.status == "FINISHED"
@@ -83,16 +84,17 @@ def test_parameters_are_flat_and_can_be_logged_again(logger: MLflowLogger) -> No
 def test_a_run_can_be_gone_on_with(logger: MLflowLogger) -> None:
     with logger.closing():
         logger.log_metrics({"a": 1.0}, step=0)
-    again = MLflowLogger(tracking_uri=logger.tracking_uri, run_id=logger.run_id)
+    again = MLflowLogger(tracking_uri=logger.tracking_uri, folder=logger.folder)
     with again.closing():
         again.log_metrics({"a": 2.0}, step=1)
+        assert again.settle(seconds=10)
         assert run_of(logger).info.status == "RUNNING"
     assert len(MlflowClient(logger.tracking_uri).get_metric_history(logger.run_id, "a")) == 2
     assert run_of(logger).info.status == "FINISHED"
 
 
 def test_a_store_that_cannot_be_opened_is_a_mistake_to_mend(tmp_path: Path) -> None:
-    logger = MLflowLogger(tracking_uri="gopher://nowhere")
+    logger = MLflowLogger(tracking_uri="gopher://nowhere", folder=tmp_path)
     with pytest.raises(UserError, match="expected an MLflow store that can be reached"):
         _ = logger.experiment
 
@@ -107,8 +109,9 @@ def test_a_store_that_is_there_is_left_as_it_is(logger: MLflowLogger) -> None:
 @pytest.mark.slow
 def test_several_processes_can_open_a_fresh_store_at_once(tmp_path: Path) -> None:
     code = (
-        "from pipeline.tracking.logger import MLflowLogger\n"
-        f"logger = MLflowLogger(tracking_uri='sqlite:///{tmp_path}/m.db')\n"
+        "import os; from pathlib import Path; from pipeline.tracking.logger import MLflowLogger\n"
+        f"folder = Path('{tmp_path}/runs') / str(os.getpid())\n"
+        f"logger = MLflowLogger(tracking_uri='sqlite:///{tmp_path}/m.db', folder=folder)\n"
         "with logger.closing():\n    logger.log_metrics({'a': 1.0})\n"
     )
     started = [

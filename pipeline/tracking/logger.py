@@ -1,11 +1,14 @@
 """A Lightning logger that keeps one MLflow run from the first setting to the registered model."""
 
 import getpass
+import json
+import os
+import secrets
+import socket
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from time import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch.loggers import Logger
@@ -13,7 +16,13 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from pipeline.errors import UserError
-from pipeline.tracking.store import prepare_store, resolve_tracking_uri
+from pipeline.progress import say
+from pipeline.runs import note_tracked
+from pipeline.tracking.journal import Journal, RunBusyError, RunLock, plain, read_entries
+from pipeline.tracking.replay import Replay
+from pipeline.tracking.sender import Sender
+from pipeline.tracking.store import require_store, resolve_tracking_uri, where_to_look
+from pipeline.tracking.sync import Recovery, missing_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,40 +32,39 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 # MLflow's own limits, for stores of every kind.
 _LONGEST_VALUE = 6000
-_LONGEST_TAG = 5000
-_LARGEST_BATCH = 100
-_BUFFERED_METRICS = 200
+_LONGEST_TAG = 8000
+_LONGEST_DIGEST = 36
 
 
 class MLflowLogger(Logger):
-    """Tracks a run in MLflow; only the process of rank 0 talks to the store.
+    """Tracks a run in MLflow without ever waiting for it; only the process of rank 0 tracks.
+
+    Every operation is appended to a journal in the run folder, from which a thread sends it to the store. So what the
+    store does (it is away, hangs, or comes back) neither holds up the training nor costs a point; what it lacks at the
+    end is sent by ``python -m pipeline sync <run folder>``.
 
     Unlike Lightning's own logger it stays open after ``trainer.fit``, because testing and registration belong to the
-    same run; the owner ends it with :meth:`closing`.
+    same run; the owner ends it with :meth:`closing`. A folder that has a journal is gone on with, in the same run.
 
     Args:
         experiment_name: groups runs.
         tracking_uri: the store; None: ``MLFLOW_TRACKING_URI``, else ``sqlite:///mlflow.db`` in the working folder.
-        run_name: name of a new run.
-        run_id: an existing run to go on with.
+        folder: of the run; its name is that of the run.
     """
 
-    def __init__(
-        self,
-        experiment_name: str = "pipeline",
-        tracking_uri: str | None = None,
-        run_name: str | None = None,
-        run_id: str | None = None,
-    ) -> None:
+    def __init__(self, experiment_name: str = "pipeline", tracking_uri: str | None = None, *, folder: Path) -> None:
         super().__init__()
         #: Absolute address of the store.
         self.tracking_uri = resolve_tracking_uri(tracking_uri)
         self.experiment_name = experiment_name
-        self.experiment_id: str | None = None
-        self.run_name = run_name
-        self.run_id = run_id
-        self._client: MlflowClient | None = None
-        self._metrics: list[Any] = []
+        self.folder = folder
+        self._key = ""
+        self._lock = RunLock(folder)
+        self._replay = Replay(folder, self.tracking_uri)
+        self._sender = Sender(self._replay)
+        self._recovery = Recovery(folder)
+        self._open: Journal | None = None
+        self._tables: list[str] = []
 
     @property
     def name(self) -> str:
@@ -67,91 +75,120 @@ class MLflowLogger(Logger):
         return self.run_id
 
     @property
+    def run_id(self) -> str | None:
+        """Of the tracked run; None until the store has answered."""
+        return self._replay.sent.run_id
+
+    @property
+    def experiment_id(self) -> str | None:
+        """Of the tracked run; None until the store has answered."""
+        return self._replay.sent.experiment_id
+
+    @property
     @rank_zero_experiment
     def experiment(self) -> "MlflowClient":
-        """The client; the run exists once this has been read."""
-        if self._client is not None:
-            return self._client
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
+        """The client, for what the logger does not do itself; made when it is first asked for, as Lightning does.
 
-        try:
-            prepare_store(self.tracking_uri)
-        except (MlflowException, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"logger.tracking_uri: expected an MLflow store that can be reached, found '{self.tracking_uri}' "
-                f"({reason}); correct it or MLFLOW_TRACKING_URI, or leave both out for a local store."
-            ) from error
-        # The registry lives beside the runs; without a second argument the environment would decide.
-        client = MlflowClient(self.tracking_uri, self.tracking_uri)
-        if self.run_id is None:
-            # Who and what, under the names by which MLflow's pages show them.
-            tags = {"mlflow.user": _user(), "mlflow.source.name": "python -m pipeline", "mlflow.source.type": "LOCAL"}
-            run = client.create_run(self._find_experiment(client), tags=tags, run_name=self.run_name)
-            self.run_id = run.info.run_id
-        else:
-            client.update_run(self.run_id, status="RUNNING")
-        self.experiment_id = client.get_run(self.run_id).info.experiment_id
-        self._client = client
-        return client
+        Raises:
+            UserError: the address can never work. (A server is not asked whether it is there.)
+        """
+        require_store(self.tracking_uri)
+        return self._replay.client
 
-    def _find_experiment(self, client: "MlflowClient") -> str:
-        from mlflow.exceptions import MlflowException
-
-        found = client.get_experiment_by_name(self.experiment_name)
-        if found is None:
+    @property
+    def _journal(self) -> Journal:
+        """The run begins, or goes on, with its first operation."""
+        if self._open is None:
+            _ = self.experiment
+            self.folder.mkdir(parents=True, exist_ok=True)
             try:
-                return client.create_experiment(self.experiment_name)
-            except MlflowException:  # another run has just created it
-                found = client.get_experiment_by_name(self.experiment_name)
-                if found is None:
-                    raise
-        return found.experiment_id
+                self._lock.acquire()
+            except RunBusyError as error:
+                raise UserError(
+                    f"expected to track the run in '{self.folder}', found that it is still being trained by process "
+                    f"{error.process}; wait until that has ended."
+                ) from error
+            self._open = Journal(self.folder)
+            self._begin(self._open)
+            self._sender.start()
+            self._recovery.start()
+        return self._open
+
+    def _begin(self, journal: Journal) -> None:
+        first = next(read_entries(self.folder), None)
+        if first is not None:
+            self._key = first.content["key"]
+            journal.append("resume", {})
+            return
+        self._key = secrets.token_hex(16)
+        # Who, what and where, under the names by which MLflow's pages show them.
+        tags = {
+            "mlflow.user": _user(),
+            "mlflow.source.name": "python -m pipeline",
+            "mlflow.source.type": "LOCAL",
+            "host": socket.gethostname(),
+        }
+        begin = {
+            "key": self._key,
+            "tracking_uri": self.tracking_uri,
+            "experiment": self.experiment_name,
+            "run_name": self.folder.name,
+            "tags": tags,
+        }
+        journal.append("begin", begin)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any) -> None:
         """Parameters by name; nested ones are joined with dots."""
-        from mlflow.entities import Param
-
-        flat = dict(_flatten(vars(params) if isinstance(params, Namespace) else params))
-        known = self.experiment.get_run(self.run_id).data.params  # a resumed run has them, and they cannot change
-        entries = [Param(key, str(value)[:_LONGEST_VALUE]) for key, value in flat.items() if key not in known]
-        for start in range(0, len(entries), _LARGEST_BATCH):
-            self.experiment.log_batch(self.run_id, params=entries[start : start + _LARGEST_BATCH])
+        flat = _flatten(vars(params) if isinstance(params, Namespace) else params)
+        self._journal.append("params", {"values": {name: str(value)[:_LONGEST_VALUE] for name, value in flat}})
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        from mlflow.entities import Metric
-
-        _ = self.experiment  # the run begins with its first metric at the latest
-        now = int(time() * 1000)
-        self._metrics += [Metric(name, float(value), now, step or 0) for name, value in metrics.items()]
-        if len(self._metrics) >= _BUFFERED_METRICS:
-            self.flush()
+        """Metrics by name; NaN and infinities are kept as such."""
+        self._journal.append("metrics", {"step": 0 if step is None else step, "values": plain(metrics)})
 
     @rank_zero_only
     def flush(self) -> None:
-        """Send the metrics that wait to be sent."""
-        waiting, self._metrics = self._metrics, []
-        if waiting:
-            self.experiment.log_batch(self.run_id, metrics=waiting)
+        """Have what waits sent now."""
+        self._sender.wake()
 
     @rank_zero_only
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Tags by name; they replace earlier ones."""
-        for name, value in tags.items():
-            self.experiment.set_tag(self.run_id, name, value[:_LONGEST_TAG])
+        self._journal.append("tags", {"values": {name: value[:_LONGEST_TAG] for name, value in tags.items()}})
 
     @rank_zero_only
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        """A file as an artifact."""
-        self.experiment.log_artifact(self.run_id, str(path), folder)
+        """A file as an artifact; it must stay where it is until it is sent."""
+        inside = path.resolve().is_relative_to(self.folder.resolve())
+        # A run folder can be moved before it is synchronised.
+        file = os.path.relpath(path.resolve(), self.folder.resolve()) if inside else str(path.resolve())
+        self._journal.append("artifact", {"file": file, "target": folder})
 
     @rank_zero_only
     def log_figure(self, figure: "Figure", name: str) -> None:
-        """A figure as an image artifact."""
-        self.experiment.log_figure(self.run_id, figure, name)
+        """A figure as an image, in the run folder and as an artifact."""
+        _ = self._journal  # makes the folder
+        figure.savefig(self.folder / name)
+        self.log_file(self.folder / name)
+
+    @rank_zero_only
+    def log_table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], name: str) -> None:
+        """A table, in the run folder and as an artifact that MLflow's page shows as one.
+
+        Args:
+            columns: their names.
+            rows: plain values.
+            name: of the file, ending in ``.json``.
+        """
+        _ = self._journal  # makes the folder
+        content = json.dumps({"columns": list(columns), "data": [list(row) for row in rows]}, ensure_ascii=False)
+        (self.folder / name).write_text(content + "\n", encoding="utf-8")
+        self.log_file(self.folder / name)
+        self._tables.append(name)
+        # By this MLflow's page knows which artifacts are tables.
+        self.set_tags({"mlflow.loggedArtifacts": json.dumps([{"path": n, "type": "table"} for n in self._tables])})
 
     @rank_zero_only
     def log_dataset(self, name: str, digest: str, source: str, profile: str) -> None:
@@ -163,21 +200,39 @@ class MLflowLogger(Logger):
             source: where it was read.
             profile: what is in it, as JSON.
         """
-        from mlflow.entities import Dataset, DatasetInput, InputTag
+        dataset = {"name": name, "digest": digest[:_LONGEST_DIGEST], "source": source, "profile": profile}
+        self._journal.append("inputs", {"dataset": dataset})
 
-        dataset = Dataset(name, digest[:36], source_type="local", source=source, profile=profile)
-        tags = [InputTag("mlflow.data.context", "training")]
-        self.experiment.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
+    def settle(self, seconds: float) -> bool:
+        """Wait until the store has everything, for as long as it gets on.
+
+        Args:
+            seconds: that a store which is away has to come back.
+        """
+        return self._sender.drain(seconds)
+
+    @property
+    def failure(self) -> str | None:
+        """Why nothing can be sent now; None where it can."""
+        return self._sender.failure
+
+    def where_to_look(self) -> list[str]:
+        """Lines that say how a person gets to see the run, or what to do before."""
+        if self.run_id is None or self.experiment_id is None:
+            return [f"python -m pipeline sync {self.folder}"]
+        return where_to_look(self.tracking_uri, self.experiment_id, self.run_id)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Called by the trainer after each of its stages; the run stays open (see :meth:`closing`)."""
-        if self._client is not None:
-            self.flush()
+        self._sender.wake()
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """End the run with the block: FINISHED, KILLED where the person interrupted it, FAILED for anything else."""
+        """End the run with the block: FINISHED, KILLED where the person interrupted it, FAILED for anything else.
+
+        Waits for the store for as long as that gets on, and some seconds more; what it lacks then is told.
+        """
         try:
             yield
         except KeyboardInterrupt:
@@ -190,12 +245,21 @@ class MLflowLogger(Logger):
 
     @rank_zero_only
     def _close(self, status: Status) -> None:
-        if self._client is None:
+        if self._open is None:
             return
+        self._open.append("end", {"key": self._key, "status": status})
+        self._open.close()
+        self._open = None
         try:
-            self.flush()
+            complete = self._sender.drain()
+            self._recovery.stop()
         finally:
-            self._client.set_terminated(self.run_id, status)
+            self._sender.stop()
+            self._lock.release()
+        if self.run_id is not None and self.experiment_id is not None:
+            note_tracked(self.folder, self.run_id, self.experiment_id)  # in the summary, which came after it was known
+        for line in missing_lines(self._replay, complete, self._sender.failure):
+            say(line)
 
 
 def _user() -> str:

@@ -54,13 +54,13 @@ class RunRecorder(Callback):
         if stage != "fit" or not trainer.is_global_zero:
             return
         logger = self.logger
+        self.folder.write_identity(self.identity)  # before the store can answer, which fills it in
         logger.log_hyperparams(yaml.safe_load(self.folder.config))
         logger.set_tags({**self.tags, "mlflow.source.git.commit": self.tags["code_revision"]})
         logger.set_tags({"skipped_images": str(len(self.data.left_out()))})
         logger.log_dataset(self.data.name, self.data.digest, str(self.data.root), json.dumps(self.data.counts))
         for name in (CONFIG, PLAN, SPLIT):
             logger.log_file(self.folder.path / name)
-        self.folder.write_identity(self.identity)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.is_global_zero and trainer.global_step % _RATES_EVERY == 0:

@@ -1,17 +1,26 @@
-"""Where runs are tracked, and making sure that a local store is there."""
+"""Where runs are tracked, making sure that a local store is there, and speaking to it."""
 
 import contextlib
 import hashlib
 import io
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock
 
+from pipeline.errors import UserError
+
 _SQLITE = "sqlite:///"
 DEFAULT_URI = _SQLITE + "mlflow.db"
+
+# MLflow takes addresses and limits from the environment, which all threads share: one at a time speaks to it.
+_speaking = threading.RLock()
+_MODEL_SECONDS = 60  # for an answer about a model
+# What no repetition changes. (Not among them: a person who may not write, who can be let in.)
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "INVALID_STATE")
 
 
 def resolve_tracking_uri(tracking_uri: str | None) -> str:
@@ -54,6 +63,75 @@ def prepare_store(tracking_uri: str) -> None:
         MlflowClient(tracking_uri, tracking_uri).search_experiments(max_results=1)
 
 
+def require_store(tracking_uri: str) -> None:
+    """Refuse an address that can never work; a server is not asked whether it is there.
+
+    Raises:
+        UserError: MLflow has no store for it, or the file cannot be written.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        prepare_store(tracking_uri)
+    except (MlflowException, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"logger.tracking_uri: expected an MLflow store that can be reached, found '{tracking_uri}' "
+            f"({reason}); correct it or MLFLOW_TRACKING_URI, or leave both out for a local store."
+        ) from error
+
+
+@contextlib.contextmanager
+def speaking(seconds: int, retries: int = 0) -> Iterator[None]:
+    """Let MLflow try a request for a short time only; by itself it may take minutes to say that a server is away.
+
+    Args:
+        seconds: for an answer, where the environment does not say something else.
+        retries: of one request.
+    """
+    ours = {
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", str(seconds)),
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
+    }
+    with _speaking:
+        before = {name: os.environ.get(name) for name in ours}
+        os.environ.update(ours)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the store has understood a request and does not take what is in it."""
+    return getattr(error, "error_code", None) in _REFUSALS
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether the store says that it does not have what a request is about."""
+    return getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
+
+
+def is_away(error: BaseException, tracking_uri: str) -> bool:
+    """Whether something failed because a server could not be reached, or said that it cannot answer now."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):  # all errors of connections are
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None and tracking_uri.startswith("http")
+
+
+def where_to_look(tracking_uri: str, experiment_id: str, run_id: str) -> list[str]:
+    """Lines that say how a person gets to see a run."""
+    page = f"#/experiments/{experiment_id}/runs/{run_id}"
+    if tracking_uri.startswith("http"):
+        return [f"open {tracking_uri.rstrip('/')}/{page}"]
+    return [f"mlflow ui --backend-store-uri {tracking_uri}", f"  and open http://127.0.0.1:5000/{page}"]
+
+
 @contextlib.contextmanager
 def pointing_mlflow_at(uri: str) -> Iterator[None]:
     """Let MLflow's functions without a client, which logging and fetching a model need, talk to a store.
@@ -63,14 +141,15 @@ def pointing_mlflow_at(uri: str) -> Iterator[None]:
     """
     import mlflow
 
-    tracking, registry = os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("MLFLOW_REGISTRY_URI")
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        mlflow.set_tracking_uri(tracking)  # None is its way to unset it
-        mlflow.set_registry_uri(registry)
-        if registry is None:
-            os.environ.pop("MLFLOW_REGISTRY_URI", None)
+    with speaking(_MODEL_SECONDS, retries=2):
+        tracking, registry = os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("MLFLOW_REGISTRY_URI")
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        try:
+            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+                yield
+        finally:
+            mlflow.set_tracking_uri(tracking)  # None is its way to unset it
+            mlflow.set_registry_uri(registry)
+            if registry is None:
+                os.environ.pop("MLFLOW_REGISTRY_URI", None)
