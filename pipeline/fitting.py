@@ -4,7 +4,6 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from pipeline.monitor import MONITORS
 from pipeline.outcome import Evaluated, say_next, track_outcome, write_predictions, write_summary
 from pipeline.progress import EpochLines, say
 from pipeline.resumption import LastCheckpoint
-from pipeline.runs import BEST, LAST, START, RunFolder
+from pipeline.runs import BEST, CONFIG, LAST, START, RunFolder, config_digest
 from pipeline.task import ClassificationTask
 from pipeline.tracking.logger import MLflowLogger
 from pipeline.tracking.recorder import DataFacts, RunRecorder
@@ -196,20 +195,12 @@ class Fitting:
         if logger is not None:
             track_outcome(logger, folder, best, task.classes, test, metrics)
             if self.registered_model_name is not None:
-                from pipeline.registry.register import register
+                from pipeline.registry.register import Candidate, register
 
-                description = {
-                    "tags": self.tags,
-                    "metrics": {name: e.to_dict() for name, e in metrics.items()},
-                }
-                version = register(
-                    self.registered_model_name,
-                    task,
-                    logger,
-                    partial(data.encoded, "test"),
-                    test.predictions,
-                    description,
-                )
+                config = config_digest((folder / CONFIG).read_text(encoding="utf-8"))
+                candidate = Candidate(task, data, test.predictions, metrics, self.tags, config)
+                assert logger.run_id is not None
+                version = register(self.registered_model_name, candidate, logger.tracking_uri, logger.run_id)
                 registered = {"name": self.registered_model_name, "version": version}
         summary = {
             "run_id": logger.run_id if logger else None,
