@@ -57,8 +57,7 @@ def write_card(name: str, content: Mapping[str, Any], metrics: Mapping[str, Esti
             *_abstention(content["threshold"], tested),
             "## Limits",
             "",
-            "- The numbers hold for images that come as the test images came; of other cameras, places and times nothing"
-            "  is known.",
+            "- The numbers hold for images that come as the test images came, not for other cameras, places and times.",
             "- It names a class for any image, also for one that shows none of them, unless a threshold is set.",
             "- Intervals tell how the chance of drawing the test images counts, not that of training anew.",
             "- Where a class has few test images, its recall says little.",

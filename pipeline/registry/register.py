@@ -110,7 +110,7 @@ def register(name: str, candidate: Candidate, tracking_uri: str, run_id: str) ->
         )
         with _active(client, run_id):
             model_id, address = _log(bundle, candidate, golden[:1])
-        with _version(client, name, address, model_id, run_id) as version:
+        with _version(client, name, address, model_id) as version:
             prove(f"models:/{name}/{version}", tracking_uri, tested, candidate.threshold, images)
             client.set_model_version_tag(name, version, PROVEN, tested.digest)
             client.set_registered_model_alias(name, CHALLENGER, version)
@@ -219,13 +219,15 @@ def _active(client: "MlflowClient", run_id: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _version(client: "MlflowClient", name: str, address: str, model_id: str, run_id: str) -> Iterator[str]:
-    """A new version of a registered model; when the block fails, nothing of it is left."""
+def _version(client: "MlflowClient", name: str, address: str, model_id: str) -> Iterator[str]:
+    """A logged model as a new version of a registered model; when the block fails, nothing of either is left."""
+    import mlflow
+
     ours = False
     version = None
     try:
         ours = _create(client, name)
-        version = str(client.create_model_version(name, address, run_id, model_id=model_id).version)
+        version = str(mlflow.register_model(address, name).version)
         yield version
     except BaseException:
         if version is not None:
