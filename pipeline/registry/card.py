@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.evaluation.comparison import recalls
 from pipeline.evaluation.metrics import Estimate, estimate_metrics
 from pipeline.evaluation.predictions import Predictions
 from pipeline.registry.tested import Tested
@@ -71,15 +72,10 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _recalls(tested: Tested) -> list[tuple[str, str, str]]:
-    predictions, rows = tested.predictions, []
-    for index, name in enumerate(tested.classes):
-        mine, said = (
-            (p[:, index] == 1 if predictions.multi_label else p == index)
-            for p in (predictions.targets, predictions.labels)
-        )
-        count = int(mine.sum())
-        rows.append((name, f"{count:,}", f"{said[mine].mean():.3f}" if count else "no images"))
-    return rows
+    return [
+        (name, f"{count:,}", f"{share:.3f}" if count else "no images")
+        for name, share, count in zip(tested.classes, *recalls(tested.predictions), strict=True)
+    ]
 
 
 def _abstention(threshold: float | None, tested: Tested) -> list[str]:

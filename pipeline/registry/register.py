@@ -22,6 +22,7 @@ from pipeline.registry.bundle import BUNDLE, DESCRIPTION, needs_tifffile, write_
 from pipeline.registry.card import CARD, write_card
 from pipeline.registry.proof import keep_images, prove, require_agreement
 from pipeline.registry.tested import TESTED, Tested
+from pipeline.registry.versions import CHALLENGER, PROVEN
 from pipeline.task import ClassificationTask
 from pipeline.tracking.store import pointing_mlflow_at
 
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature
 
-CHALLENGER = "challenger"
-#: The tag of a version that has repeated its test, with the digest of that.
-PROVEN = "proven_on"
 _GOLDEN_SAMPLES = 16
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "onnxruntime")
 
