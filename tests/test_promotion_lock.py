@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -75,26 +76,32 @@ def test_of_two_promotions_at_once_one_wins_on_a_server(uri: str, tmp_path: Path
 
 
 @pytest.fixture
-def postgresql(tmp_path: Path) -> Iterator[str]:
+def postgresql() -> Iterator[str]:
     """A database of its own that is there as long as the test."""
     programs = [shutil.which(name) for name in ("initdb", "pg_ctl", "createdb")]
     if not all(programs) or importlib.util.find_spec("psycopg2") is None:
         pytest.skip("needs PostgreSQL's initdb, pg_ctl and createdb, and the package psycopg2")
-    if os.geteuid() == 0:
-        pytest.skip("PostgreSQL does not run as root")
     initdb, control, create = map(str, programs)
-    data, sockets = tmp_path / "data", Path("/tmp") / f"pg{os.getpid()}"  # names of sockets must be short
-    sockets.mkdir()
-    quiet = {"check": True, "stdout": subprocess.DEVNULL}
-    subprocess.run([initdb, "-D", data, "-A", "trust", "--no-sync"], **quiet)
-    options = f"-c listen_addresses= -c unix_socket_directories={sockets}"
-    subprocess.run([control, "-D", data, "-w", "-l", tmp_path / "log", "-o", options, "start"], **quiet)
+    place = Path(tempfile.mkdtemp(prefix="pg"))  # names of sockets must be short
+    user = getpass.getuser()
+    if os.geteuid() == 0:  # as whom it does not run
+        user = "postgres"
+        shutil.chown(place, user)
+
+    def run(*command: str | Path) -> None:
+        becomes = user if os.geteuid() == 0 else None
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=place, user=becomes, timeout=120)
+
+    data = place / "data"
+    run(initdb, "-D", data, "-U", user, "-A", "trust", "--no-sync")
+    options = f"-c listen_addresses= -c unix_socket_directories={place}"
+    run(control, "-D", data, "-w", "-l", place / "log", "-o", options, "start")
     try:
-        subprocess.run([create, "-h", sockets, "mlflow"], **quiet)
-        yield f"postgresql+psycopg2://{getpass.getuser()}@/mlflow?host={sockets}"
+        run(create, "-h", place, "-U", user, "mlflow")
+        yield f"postgresql+psycopg2://{user}@/mlflow?host={place}"
     finally:
-        subprocess.run([control, "-D", data, "-m", "immediate", "stop"], **quiet)
-        shutil.rmtree(sockets)
+        run(control, "-D", data, "-m", "immediate", "stop")
+        shutil.rmtree(place)
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """The run that says what was promoted, what was not, and why."""
 
+import contextlib
 import getpass
 import hashlib
+import io
 import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -93,7 +95,8 @@ class Audit:
         for name in ("registered_model", "action", "challenger", "champion", "who", "decided", "decision", "reason"):
             self.client.set_tag(self.run_id, name, str(self.report[name])[:_LONGEST_TAG])
         self.client.log_text(self.run_id, json.dumps(self.report, indent=2) + "\n", "promotion.json")
-        self.client.set_terminated(self.run_id, "FAILED" if decision == "failed" else "FINISHED")
+        with contextlib.redirect_stdout(io.StringIO()):  # where MLflow advertises the address of the run
+            self.client.set_terminated(self.run_id, "FAILED" if decision == "failed" else "FINISHED")
 
 
 def _experiment(client: "MlflowClient") -> str:

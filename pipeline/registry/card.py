@@ -24,19 +24,19 @@ def write_card(name: str, content: Mapping[str, Any], metrics: Mapping[str, Esti
         tested: the test.
     """
     record, weights, data = content["preprocessing"], content["weights"], content["data"]
-    several = "any number of them" if content["multi_label"] else "one of them"
+    several = "any number of" if content["multi_label"] else "one of"
     return "\n".join(
         [
             f"# {name}",
             "",
-            f"Classifies an image into {several}: {', '.join(content['classes'])}.",
+            f"Names {several} these classes in an image: {', '.join(content['classes'])}.",
             "",
             f"- network: `{content['backbone']}`, fine-tuned from `{weights['address']}`"
             + (f" (origin: `{weights['origin']}`)" if weights["origin"] != weights["address"] else ""),
             f"- licence of those weights: {weights['licence'] or 'not stated'}; it may bind this model, too",
             f"- input: encoded images, of which the centre is seen at {record['size']} x {record['size']} px, "
             f"{record['channels']} channels of {record['dtype']}",
-            f"- probabilities: tempered with {content['calibration']['temperature']:.2f}, fitted on validation images",
+            f"- probabilities: tempered with {content['calibration']['temperature']:.2f} (temperature scaling)",
             f"- run `{content['run_id']}`, code `{content['tags'].get('code_revision', 'unknown')}`",
             "",
             "## Data",

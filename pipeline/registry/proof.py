@@ -19,7 +19,7 @@ from pipeline.registry.tested import Tested
 TOLERANCE = 1e-4
 _BLOCKED = (
     "torch", "lightning", "pytorch_lightning", "lightning_fabric", "timm", "torchvision", "torchmetrics",
-    "albumentations", "pipeline", "datamodules",
+    "albumentations", "cv2", "simplejpeg", "onnx", "onnxscript", "pipeline", "datamodules",
 )  # fmt: skip
 _LAST_LINES = 3  # of what the process says when it fails
 
