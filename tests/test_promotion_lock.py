@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -217,7 +218,7 @@ def test_of_many_that_wait_for_a_dead_one_each_has_the_lock_alone(uri: str, clie
     inside: list[int] = []
     most: list[int] = []
 
-    def enter() -> None:
+    def enter(_: int) -> None:
         with PromotionLock(MlflowClient(uri, uri), NAME, 3) as held:
             inside.append(1)
             held.require_held()
@@ -225,10 +226,30 @@ def test_of_many_that_wait_for_a_dead_one_each_has_the_lock_alone(uri: str, clie
             time.sleep(0.02)
             inside.pop()
 
-    threads = [threading.Thread(target=enter) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(enter, range(6)))
     assert most == [1] * 6
     assert models(client) == []
+
+
+def test_a_lock_that_names_nobody_is_left_to_people(client: MlflowClient) -> None:
+    client.create_registered_model(LOCK)
+    with pytest.raises(LockError, match=r"held by nobody that is known.*; delete the registered models"):
+        PromotionLock(client, NAME, 0.1).__enter__()
+    assert models(client) == [LOCK]
+
+
+def test_a_lock_that_is_just_being_removed_has_no_holder(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, reads = MlflowClient.get_registered_model, []
+
+    def half_gone(self: MlflowClient, name: str) -> object:
+        reads.append(name)
+        if len(reads) > 1:
+            return real(self, name)
+        self.delete_registered_model(name)
+        return SimpleNamespace(tags={})
+
+    foreign_lock(client)
+    monkeypatch.setattr(MlflowClient, "get_registered_model", half_gone)
+    with PromotionLock(client, NAME, 60) as held:
+        held.require_held()

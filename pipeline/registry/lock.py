@@ -125,7 +125,7 @@ class PromotionLock:
             raise LockError(f"this process lost {self.model} after {held:.0f} s, and changed nothing more; try again.")
 
     def holder(self) -> Holder | None:
-        """Who holds the lock; None: nobody."""
+        """Who holds the lock; None: nobody that is known."""
         from mlflow.exceptions import RESOURCE_DOES_NOT_EXIST, ErrorCode, MlflowException
 
         try:
@@ -134,6 +134,8 @@ class PromotionLock:
             if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                 raise
             return None
+        if "token" not in tags:
+            return None  # a store reads a model and its tags one after the other, and it was removed in between
         return Holder(tags["token"], tags["host"], tags["pid"], tags["started"], float(tags["seconds"]))
 
     def _acquire(self) -> None:
@@ -143,22 +145,21 @@ class PromotionLock:
             if self._create(self.model):
                 return
             holder = self.holder()
-            if holder is None:
-                continue
-            if holder.token == self.token:
+            token = "" if holder is None else holder.token
+            if token == self.token:
                 return  # the server had heard us the first time
-            if holder.token != seen:
-                seen, since = holder.token, time.monotonic()
+            if token != seen:
+                seen, since = token, time.monotonic()
             # By this process's own clock: those of others may go wrong.
-            waited, stated = time.monotonic() - since, max(self.seconds, holder.seconds)
-            if waited >= stated:
+            waited, stated = time.monotonic() - since, max(self.seconds, 0 if holder is None else holder.seconds)
+            if waited >= _GIVE_UP * stated:
+                raise LockError(
+                    f"{self.model} is held by {holder or 'nobody that is known'}, and cannot be taken over; delete the "
+                    f"registered models {self.model}* by hand."
+                )
+            if holder is not None and waited >= stated:
                 if holder.lives:
                     raise LockError(f"{self.model} is held by {holder}, which still runs; wait for it, or end it.")
-                if waited >= _GIVE_UP * stated:
-                    raise LockError(
-                        f"{self.model} is held by {holder}, which is dead; delete the registered models "
-                        f"{self.model}* by hand."
-                    )
                 self._free(holder)
             time.sleep(_POLL_SECONDS)
 
