@@ -212,6 +212,12 @@ class ImageDataModule(LightningDataModule):
         groups = None if self._is_unlabelled(split) else self.table.listing.groups
         return None if groups is None else [groups[row] for row in self._rows(split)]
 
+    def metadata(self, split: str) -> dict[str, list[str]]:
+        """What else the source says of each image of a split, by name."""
+        metadata = None if self._is_unlabelled(split) else self.table.listing.metadata
+        rows = self._rows(split)
+        return {name: [values[row] for row in rows] for name, values in (metadata or {}).items()}
+
     def contents(self, split: str, memo: Path, indices: Any = slice(None)) -> list[str]:
         """A digest of each encoded image (or some) of a split; files that are as ``memo`` noted them are not read."""
         memo.parent.mkdir(parents=True, exist_ok=True)

@@ -15,12 +15,13 @@ TEMPERATURE, CALIBRATED = "temperature", "calibrated"
 INTERPOLATED = "interpolated"
 
 
-def existing_checkpoint(given: str | None, in_folder: str = BEST) -> Path:
+def existing_checkpoint(given: str | None, in_folder: str = BEST, flag: str = "--ckpt_path") -> Path:
     """The checkpoint file that a person named.
 
     Args:
         given: a file, or a run's folder.
         in_folder: which checkpoint of a folder is meant.
+        flag: by which it was named.
 
     Raises:
         UserError: none was named, or it is not there; the newest one below ``runs`` is suggested.
@@ -28,16 +29,16 @@ def existing_checkpoint(given: str | None, in_folder: str = BEST) -> Path:
     newest = newest_checkpoint()
     hint = f"the newest run's is {newest}" if newest else "train one with `python -m pipeline fit`"
     if given is None:
-        raise UserError(f"--ckpt_path: expected the checkpoint of a trained model, found none; {hint}.")
+        raise UserError(f"{flag}: expected the checkpoint of a trained model, found none; {hint}.")
     if given == "last":
-        raise UserError(f"--ckpt_path last: expected a file or a run folder here, found what is for fit alone; {hint}.")
+        raise UserError(f"{flag} last: expected a file or a run folder here, found what is for fit alone; {hint}.")
     path = Path(given).expanduser()
     if path.is_dir():
         path = path / in_folder
     if not path.is_file():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(
-            f"--ckpt_path: expected a file, found nothing at '{path}'; {near_matches(path.name, siblings)}{hint}."
+            f"{flag}: expected a file, found nothing at '{path}'; {near_matches(path.name, siblings)}{hint}."
         )
     return path
 

@@ -28,6 +28,8 @@ Fine-tune a pretrained ResNet on your own labelled images.
   audit          what is wrong with the data: duplicates, leaks, unreadable files, wrong labels; --strict
   plan           what fit would choose, and why: sizes, epochs, rates; --budget 5m, --to plan.yaml
   find           a learning rate or a batch size by trial; fit needs neither
+  register       a run's best checkpoint as the challenger in the model registry, once it has repeated its test there
+  promote        the challenger to champion, if it is no worse by the rules; --dry-run, --rollback
   crossvalidate  fit once for each of --folds parts, and test on all images together
   convert        put the data into chunks for streaming, --to FOLDER or s3://...
   sync           send what the tracking server missed of a run, and end runs whose process is gone
@@ -51,7 +53,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 1 a failure of the program; 2 a mistake that the person can mend; 3 a strict audit found leaks
-        or unreadable images; 130 interrupted; 143 terminated.
+        or unreadable images; 4 a challenger was not promoted; 130 interrupted; 143 terminated.
     """
     started = time.perf_counter()
     arguments = list(sys.argv[1:] if args is None else args)

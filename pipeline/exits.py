@@ -15,6 +15,8 @@ FAILURE = 1
 USAGE = 2
 #: A strict audit found unreadable images, or images in more than one split.
 FOUND = 3
+#: A challenger was not promoted.
+REFUSED = 4
 #: Interrupted by the person.
 INTERRUPTED = 130
 #: Ended by SIGTERM, as a cluster or a container is stopped.

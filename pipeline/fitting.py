@@ -4,7 +4,6 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,15 @@ from pipeline.finishing import interpolated_checkpoint
 from pipeline.monitor import MONITORS
 from pipeline.outcome import Evaluated, say_next, track_outcome, write_predictions, write_summary
 from pipeline.progress import EpochLines, say
+from pipeline.registry.register import Candidate, StoreAwayError, register
 from pipeline.resumption import LastCheckpoint
-from pipeline.runs import BEST, LAST, START, RunFolder
+from pipeline.runs import BEST, CONFIG, LAST, START, SUMMARY, RunFolder, config_digest
 from pipeline.task import ClassificationTask
 from pipeline.tracking.logger import MLflowLogger
 from pipeline.tracking.recorder import DataFacts, RunRecorder
 from pipeline.tracking.system_metrics import SystemMetrics
+
+_PATIENCE = 30.0  # seconds that a tracking server which is away has to come back before a model is registered
 
 
 def interruptible(trainer: Trainer, stage: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
@@ -210,15 +212,8 @@ class Fitting:
         folder, logger = self.folder.path, self.logger
         metrics = {**({} if val is None else val.prefixed()), **test.prefixed()}
         write_predictions(folder, test, task.classes)
-        registered = None
         if logger is not None:
             track_outcome(logger, folder, best, task.classes, test, metrics)
-            if self.registered_model_name is not None:
-                description = {
-                    "tags": self.tags,
-                    "metrics": {name: e.to_dict() for name, e in metrics.items()},
-                }
-                registered = self._register(logger, self.registered_model_name, task, data, test, description)
         summary = {
             "run_id": logger.run_id if logger else None,
             "experiment_id": logger.experiment_id if logger else None,
@@ -232,13 +227,11 @@ class Fitting:
             "metrics": {name: estimate.to_dict() for name, estimate in metrics.items()},
             "wall_seconds": round(time.perf_counter() - self.started, 1),
             "images_per_second": round(self.epochs.images_per_second, 1),
-            "registered": registered,
+            "registered": None,
             "skipped": {split: len(reasons) for split, reasons in data.skipped.items()},
             "tags": self.tags,
         }
         write_summary(folder, summary)
-        if logger is not None:
-            logger.log_file(folder / "summary.json")
         tempered_at = f"temperature {summary['temperature']:.2f}"
         if val is None:
             test.say(f"{how}; {tempered_at}")
@@ -247,23 +240,29 @@ class Fitting:
             test.say("the same checkpoint")
         read = summary["images_per_second"]
         say(f"  in {summary['wall_seconds']:.0f} s" + (f"; training read {read:.0f} images/s" if read else ""))
+        if logger is None:
+            return None
+        logger.log_file(folder / SUMMARY)
+        if self.registered_model_name is None:
+            return None
+        # The run is done by now, whatever comes of this.
+        config = config_digest((folder / CONFIG).read_text(encoding="utf-8"))
+        candidate = Candidate(task, data, test.predictions, metrics, self.tags, config)
+        registered = _register(self.registered_model_name, candidate, logger, best)
+        if registered is not None:
+            write_summary(folder, {**summary, "registered": registered})
+            logger.log_file(folder / SUMMARY)
         return registered
 
-    def _register(
-        self,
-        logger: MLflowLogger,
-        name: str,
-        task: ClassificationTask,
-        data: ImageDataModule,
-        test: Evaluated,
-        description: dict[str, Any],
-    ) -> dict[str, str] | None:
-        """The registered model and its version; None where the tracking server stays away, which is said."""
-        from pipeline.registry.register import StoreAwayError, register
 
-        try:
-            version = register(name, task, logger, partial(data.encoded, "test"), test.predictions, description)
-        except StoreAwayError as error:
-            say(f"\nnot registered  {name}: {error}; the model is in {self.folder.path / BEST}")
-            return None
-        return {"name": name, "version": version}
+def _register(name: str, candidate: Candidate, logger: MLflowLogger, checkpoint: Path) -> dict[str, str] | None:
+    """The registered model and its version; None where the tracking server stays away, which is said."""
+    try:
+        if not logger.settle(_PATIENCE):  # the version will belong to the run, which must be there
+            raise StoreAwayError(f"the tracking server does not take the run ({logger.failure or 'no answer'})")
+        assert logger.run_id is not None  # the store has it
+        return {"name": name, "version": register(name, candidate, logger.tracking_uri, logger.run_id)}
+    except StoreAwayError as error:
+        say(f"\nnot registered  {name}: {error}")
+        say(f"to register it  python -m pipeline register --name {name} --checkpoint {checkpoint}")
+        return None

@@ -108,3 +108,5 @@ def say_next(folder: Path, checkpoint: Path, logger: MLflowLogger | None, regist
             say(f"  {line}")
     say(f"  python -m pipeline test --config {config} --ckpt_path {best}")
     say(f"  python -m pipeline predict --config {config} --ckpt_path {best} --data.predict_path <folder of images>")
+    if registered is not None and logger is not None:
+        say(f"  python -m pipeline promote --name {registered['name']} --tracking_uri {logger.tracking_uri}")

@@ -119,6 +119,15 @@ def note_tracked(folder: Path, run_id: str, experiment_id: str) -> None:
             write_json(file, {**content, **known})
 
 
+def read_identity(folder: Path) -> dict[str, Any]:
+    """What :meth:`RunFolder.write_identity` noted in a run folder.
+
+    Raises:
+        OSError: it is none.
+    """
+    return json.loads((folder / _IDENTITY).read_text(encoding="utf-8"))
+
+
 def find_resumable(config: str, runs: Path = RUNS) -> tuple[Path, dict[str, Any]]:
     """The newest unfinished run with this configuration.
 
@@ -155,4 +164,4 @@ def newest_checkpoint(runs: Path = RUNS) -> Path | None:
 
 def _newest_first(runs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for note in sorted(runs.glob(f"*/{_IDENTITY}"), reverse=True):
-        yield note.parent, json.loads(note.read_text(encoding="utf-8"))
+        yield note.parent, read_identity(note.parent)

@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 #: What the command line can do with data and a model.
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 #: What it can do without training, or by calling itself.
-UNTRAINED = ("audit", "plan", "find", "convert", "crossvalidate", "sync")
+UNTRAINED = ("audit", "plan", "find", "convert", "crossvalidate", "register", "promote", "sync")
 #: What it can tell without either.
 LISTINGS = ("backbones", "weights")
 
@@ -89,8 +89,21 @@ def check_settings(settings: Any) -> None:
                 f"trainer.{name}: expected no value, found {trainer[name]}; remove it: results are of whole splits. "
                 "For a quick trial use a small folder and trainer.max_epochs 1."
             )
-    model_name = settings.registered_model_name
-    if model_name is not None and (not model_name.strip() or set("/:") & set(model_name)):
-        raise UserError(f"registered_model_name: expected a name without '/' and ':', found '{model_name}'.")
+    if settings.registered_model_name is not None:
+        require_model_name("registered_model_name", settings.registered_model_name)
     if settings.output is not None and not Path(settings.output).expanduser().resolve().parent.is_dir():
         raise UserError(f"--output: expected a file in an existing folder, found '{settings.output}'; make the folder.")
+
+
+def require_model_name(setting: str, name: str) -> None:
+    """Refuse a name that the registry does not take.
+
+    Args:
+        setting: what it was given as.
+        name: of a registered model.
+
+    Raises:
+        UserError: see above.
+    """
+    if not name.strip() or set("/:") & set(name):
+        raise UserError(f"{setting}: expected a name without '/' and ':', found '{name}'.")

@@ -57,6 +57,14 @@ def run_untrained(arguments: Sequence[str], terminal: bool, started: float) -> i
         from pipeline.plan_command import run_plan
 
         return run_plan(others, terminal, started)
+    if name == "register":
+        from pipeline.registering import run_register
+
+        return run_register(others, terminal, started)
+    if name == "promote":
+        from pipeline.promoting import run_promote
+
+        return run_promote(others)
     if name == "find":
         from pipeline.finding import run_find
 

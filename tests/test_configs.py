@@ -1,14 +1,17 @@
 """Every shipped configuration runs, on small data in place of its own."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from benchmarks.degradation import curve
 from pipeline.cli import main
+from pipeline.registry.rules import Rules
 from tests.support import fast, write_images
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -72,6 +75,12 @@ def test_degradation(cells: Path) -> None:
     losses = curve(summary(), "train/loss_epoch")  # what the benchmark compares
     assert len(losses) == 2
     assert all(0 < loss < 5 for loss in losses)
+
+
+def test_promotion() -> None:
+    file = CONFIGS / "promotion.yaml"
+    assert Rules.from_yaml(file.read_text(), str(file)) == Rules()
+    assert list(yaml.safe_load(file.read_text())) == [rule.name for rule in fields(Rules)]
 
 
 def test_every_configuration_is_tested_here() -> None:

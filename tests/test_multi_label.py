@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from datamodules import DataError
 from pipeline.cli import main
 from pipeline.monitor import choose_monitor
-from pipeline.registry.register import _require_agreement
+from pipeline.registry.proof import require_agreement
 from pipeline.task import ClassificationTask
 from tests.images import RECORD, attach
 from tests.support import fast
@@ -193,7 +193,8 @@ def test_the_registered_model_gives_the_same_answers(run: Run) -> None:
     finally:
         mlflow.set_tracking_uri(None)
     answer = model.predict(pd.DataFrame({"image": [(run.images / row["path"]).read_bytes() for row in run.rows]}))
-    assert list(answer.columns) == ["labels", "probabilities"] == model.metadata.get_output_schema().input_names()
+    required = [column.name for column in model.metadata.get_output_schema() if column.required]
+    assert list(answer.columns) == ["labels", "probabilities"] == required
     assert ["|".join(labels) for labels in answer["labels"]] == [row["label"] for row in run.rows]
     assert any(labels == [] for labels in answer["labels"])
     np.testing.assert_allclose(np.stack(answer["probabilities"]), probabilities(run.rows), atol=1e-4)
@@ -201,12 +202,12 @@ def test_the_registered_model_gives_the_same_answers(run: Run) -> None:
 
 def test_an_export_that_differs_in_one_class_is_refused() -> None:
     tested = np.array([[0.9, 0.2], [0.49999, 0.1]])
-    _require_agreement(tested + 1e-6, tested, multi_label=True)
+    require_agreement(tested + 1e-6, tested, multi_label=True, who="It")
     for place, difference in (((0, 1), 1e-3), ((1, 0), 2e-5)):
         served = tested.copy()
         served[place] += difference
         with pytest.raises(RuntimeError, match="disagrees"):
-            _require_agreement(served, tested, multi_label=True)
+            require_agreement(served, tested, multi_label=True, who="It")
 
 
 # The training loss and the validation in a task

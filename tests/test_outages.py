@@ -170,7 +170,7 @@ def test_fit_with_a_server_that_is_away(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pipeline.registry.register._PATIENCE", 1.0)
+    monkeypatch.setattr("pipeline.fitting._PATIENCE", 1.0)
     write_images(tmp_path / "images", per_class=10)
     away = f"http://127.0.0.1:{free_port()}"
     arguments = [*fast(tmp_path / "images"), "--trainer.max_epochs=1", "--registered_model_name=colours"]
@@ -178,6 +178,7 @@ def test_fit_with_a_server_that_is_away(
     (folder,) = Path("runs").iterdir()
     shown = capsys.readouterr().out
     assert "not registered  colours: the tracking server does not take the run" in shown
+    assert "python -m pipeline register --name colours --checkpoint" in shown
     assert "(run not there yet)" in shown
     assert f"python -m pipeline sync {folder}" in shown
     summary = (folder / "summary.json").read_text()

@@ -1,6 +1,6 @@
 """Metrics of a set of predictions, each with its interval and its sample count."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -125,13 +125,8 @@ def estimate_metrics(
     """
     metrics = MULTI_LABEL_METRICS if predictions.multi_label else METRICS
     count = len(predictions.targets)
-    group_of = np.arange(count) if groups is None else _group_numbers(groups)
-    draws = group_of.max() + 1
-    rng = np.random.default_rng(seed)
     values = {name: np.empty(resamples) for name in metrics}
-    for i in range(resamples):
-        # How often each image is drawn: as a weight it gives what a metric of the drawn images would, without copying.
-        times = np.bincount(rng.integers(0, draws, draws), minlength=draws)[group_of]
+    for i, times in enumerate(resampled(count, groups, seed, resamples)):
         for name, metric in metrics.items():
             values[name][i] = metric(predictions, times)
     bounds = {name: np.percentile(found, (2.5, 97.5)) for name, found in values.items()}
@@ -139,6 +134,19 @@ def estimate_metrics(
         name: Estimate(metric(predictions, None), float(bounds[name][0]), float(bounds[name][1]), count)
         for name, metric in metrics.items()
     }
+
+
+def resampled(count: int, groups: Sequence[str] | None, seed: int, resamples: int) -> Iterator[NDArray[np.int64]]:
+    """How often each of ``count`` images is drawn, int64 ``(count,)``, for every resample of a bootstrap.
+
+    As a weight it gives what a metric of the drawn images would, without copying. Arguments as of
+    :func:`estimate_metrics`.
+    """
+    group_of = np.arange(count) if groups is None else _group_numbers(groups)
+    draws = group_of.max() + 1
+    rng = np.random.default_rng(seed)
+    for _ in range(resamples):
+        yield np.bincount(rng.integers(0, draws, draws), minlength=draws)[group_of]
 
 
 def _group_numbers(groups: Sequence[str]) -> NDArray[np.int64]:

@@ -4,13 +4,18 @@ import contextlib
 import io
 import json
 import logging
+import platform
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import datamodules.decode
@@ -18,10 +23,14 @@ import datamodules.preprocessing
 import pipeline.registry.inference
 from datamodules.preprocessing import Preprocessing
 from pipeline.models.files import Facts, save_weights
+from pipeline.registry.inference import GOLDEN, GOLDEN_ANSWERS
 from pipeline.task import ClassificationTask
 
+#: The bundle's name among the artifacts of a registered model, and its file that says what is in it.
+BUNDLE, DESCRIPTION = "bundle", "bundle.json"
 #: The file that fine-tuning starts from.
 WEIGHTS = "model.safetensors"
+_MADE_WITH = ("torch", "lightning", "onnx", "onnxscript", "onnxruntime", "mlflow", "numpy", "pillow")
 
 
 class _Probabilities(nn.Module):
@@ -35,7 +44,9 @@ class _Probabilities(nn.Module):
         return self.task.answer(image)
 
 
-def write_bundle(folder: Path, task: ClassificationTask, description: dict[str, Any]) -> None:
+def write_bundle(
+    folder: Path, task: ClassificationTask, description: dict[str, Any], threshold: float | None = None
+) -> None:
     """Fill an empty folder with ``model.onnx`` (any batch size), ``bundle.json`` and the code that feeds it.
 
     Scaling and normalising are inside the graph, so that whoever feeds it cannot get them wrong. ``model.safetensors``
@@ -44,7 +55,8 @@ def write_bundle(folder: Path, task: ClassificationTask, description: dict[str, 
     Args:
         folder: exists and is empty.
         task: the trained model.
-        description: plain types kept in ``bundle.json`` beside classes and preprocessing.
+        description: plain types kept in ``bundle.json`` beside what the model itself knows.
+        threshold: score below which the served model gives no label; None: it always gives one.
     """
     task = task.cpu().eval()
     record = Preprocessing.from_dict(task.hparams["preprocessing"])
@@ -64,14 +76,28 @@ def write_bundle(folder: Path, task: ClassificationTask, description: dict[str, 
         "classes": task.classes,
         "multi_label": task.hparams["multi_label"],
         "preprocessing": record.to_dict(),
+        "calibration": {"method": "temperature", "temperature": float(task.temperature)},
+        "threshold": threshold,
+        "backbone": task.hparams["backbone"],
+        "test_time_augmentation": task.hparams["test_time_augmentation"],
+        "weights": asdict(task.lineage),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _MADE_WITH}},
         **description,
     }
-    (folder / "bundle.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / DESCRIPTION).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     lineage = task.lineage
     facts = Facts(task.hparams["backbone"], record.to_dict(), lineage.licence, lineage.origin)
     save_weights(folder / WEIGHTS, task.network.state_dict(), facts)
     for module in (pipeline.registry.inference, datamodules.decode, datamodules.preprocessing):
         shutil.copy(str(module.__file__), folder)
+
+
+def write_golden_samples(folder: Path, images: Sequence[bytes], expected: NDArray[np.float64]) -> None:
+    """Put encoded images into a bundle with the probabilities ``(N, number of classes)`` that the test gave them."""
+    (folder / GOLDEN).mkdir()
+    for number, image in enumerate(images):
+        (folder / GOLDEN / f"{number:02}").write_bytes(image)
+    (folder / GOLDEN_ANSWERS).write_text(json.dumps(expected.tolist()), encoding="utf-8")
 
 
 def needs_tifffile(record: dict[str, Any]) -> bool:

@@ -7,7 +7,8 @@ import importlib.util
 import json
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,6 +34,10 @@ def load_private(path: Path) -> ModuleType:
     return module
 
 
+#: Where a bundle keeps its samples: the encoded images in order of their names, and what was answered for them.
+GOLDEN, GOLDEN_ANSWERS = "golden", "golden.json"
+
+
 class Bundle:
     """A folder with ``model.onnx``, ``bundle.json``, ``decode.py`` and ``preprocessing.py``.
 
@@ -48,6 +53,9 @@ class Bundle:
         self.classes: list[str] = content["classes"]
         #: Whether an image may have several classes.
         self.multi_label: bool = content["multi_label"]
+        #: Score below which no label is given; None: one always is.
+        self.threshold: float | None = content["threshold"]
+        self._folder = folder
         self._open = load_private(folder / "decode.py").EncodedImage
         self._preprocessing = load_private(folder / "preprocessing.py").Preprocessing.from_dict(
             content["preprocessing"]
@@ -60,10 +68,37 @@ class Bundle:
         Raises:
             ValueError: an image cannot be read; the message names its row.
         """
+        return self._run(self._pixels(row, image) for row, image in enumerate(images))
+
+    def predict_arrays(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """Probabilities, float32 ``(N, number of classes)``, of decoded images of any one size.
+
+        Args:
+            images: ``(N, H, W, C)`` with the channels and of the type that the model was trained on, most often RGB of
+                uint8; not resized, not normalised.
+
+        Raises:
+            ValueError: the shape or the type is another.
+        """
+        record = self._preprocessing
+        fits = images.ndim == 4 and images.shape[3] == record.channels and min(images.shape[1:]) > 0
+        if not fits or images.dtype.name != record.dtype:
+            raise ValueError(
+                f"expected images (N, H, W, {record.channels}) of {record.dtype}, found {images.shape} of "
+                f"{images.dtype.name}; encoded images go to predict"
+            )
+        return self._run(record.fit_to_size(image).transpose(2, 0, 1) for image in images)
+
+    def golden_samples(self) -> tuple[list[bytes], NDArray[np.float64]]:
+        """Encoded images that came with the model, and the probabilities ``(N, classes)`` expected of them."""
+        images = [path.read_bytes() for path in sorted((self._folder / GOLDEN).iterdir())]
+        return images, np.array(json.loads((self._folder / GOLDEN_ANSWERS).read_text(encoding="utf-8")))
+
+    def _run(self, prepared: Iterable[NDArray[Any]]) -> NDArray[np.float32]:
         parts = [np.empty((0, len(self.classes)), np.float32)]
-        for start in range(0, len(images), _BATCH):
-            pixels = [self._pixels(start + i, image) for i, image in enumerate(images[start : start + _BATCH])]
-            parts += self._session.run(["probabilities"], {"image": np.stack(pixels)})
+        waiting = iter(prepared)
+        while batch := list(islice(waiting, _BATCH)):
+            parts += self._session.run(["probabilities"], {"image": np.stack(batch)})
         return np.concatenate(parts)
 
     def _pixels(self, row: int, image: bytes) -> NDArray[Any]:

@@ -1,64 +1,199 @@
 """From a trained model to a version in the MLflow model registry."""
 
+import contextlib
+import json
 import tempfile
-from collections.abc import Callable
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from datamodules import ImageDataModule
+from pipeline.errors import UserError
+from pipeline.evaluation.metrics import Estimate
 from pipeline.evaluation.predictions import Predictions
-from pipeline.registry.bundle import needs_tifffile, write_bundle
-from pipeline.registry.inference import Bundle
+from pipeline.registry.bundle import BUNDLE, DESCRIPTION, needs_tifffile, write_bundle, write_golden_samples
+from pipeline.registry.card import CARD, write_card
+from pipeline.registry.proof import keep_images, prove, require_agreement
+from pipeline.registry.tested import TESTED, Tested
+from pipeline.registry.versions import CHALLENGER, PROVEN
 from pipeline.task import ClassificationTask
-from pipeline.tracking.logger import MLflowLogger
 from pipeline.tracking.store import is_away, pointing_mlflow_at
 
-CHALLENGER = "challenger"
-#: How far a probability of the registered model may be from the tested one's.
-TOLERANCE = 1e-4
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
+
 _GOLDEN_SAMPLES = 16
-_PATIENCE = 30.0  # seconds that a server which is away has to come back
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "onnxruntime")
 
 
-class StoreAwayError(Exception):
+class StoreAwayError(UserError):
     """The tracking store, which holds the registry, does not answer."""
 
 
-def register(
-    name: str,
-    task: ClassificationTask,
-    logger: MLflowLogger,
-    read: Callable[[int], bytes],
-    tested: Predictions,
-    description: dict[str, Any],
-) -> str:
-    """Log the model in its run and register it under the alias ``challenger``.
+@dataclass(frozen=True)
+class Candidate:
+    """A trained model and its test.
 
-    Before that the bundle must give what ``test`` saw, to 1e-4 in each probability and to the label, for images
-    spread over the test split.
+    Attributes:
+        task: the model.
+        data: whose test split was tested.
+        predictions: of it.
+        metrics: by full name, such as ``test/accuracy``.
+        tags: of the run.
+        config_digest: of the configuration of the run.
+        threshold: score below which the served model gives no label; None: it always gives one.
+    """
+
+    task: ClassificationTask
+    data: ImageDataModule
+    predictions: Predictions
+    metrics: Mapping[str, Estimate]
+    tags: Mapping[str, str]
+    config_digest: str
+    threshold: float | None = None
+
+    def tested(self, contents: list[str]) -> Tested:
+        """The test with the digests of its images."""
+        data = self.data
+        return Tested(
+            self.task.classes,
+            data.paths("test"),
+            contents,
+            self.predictions,
+            data.groups("test"),
+            data.metadata("test"),
+        )
+
+
+def register(name: str, candidate: Candidate, tracking_uri: str, run_id: str) -> str:
+    """Log the model in its run, register it, prove it, and only then call it ``challenger``.
+
+    Before anything is logged the bundle must answer as the test did on images spread over the test split; afterwards
+    the registered version must do so on all of them (see :func:`~pipeline.registry.proof.prove`).
 
     Args:
         name: of the registered model.
-        task: the trained model.
-        logger: of the run that the version will belong to.
-        read: gives the encoded bytes of an image of the test split.
-        tested: their predictions.
-        description: plain types for the bundle (see :func:`~pipeline.registry.bundle.write_bundle`).
+        candidate: the model and its test.
+        tracking_uri: absolute, of the store that has the run.
+        run_id: of the run that the version will belong to.
 
     Returns:
         The version.
 
     Raises:
-        RuntimeError: the bundle disagrees with ``test``; nothing is registered.
-        StoreAwayError: the run has not arrived in the store, or the store left before the model was there.
+        UserError: the threshold is out of range, or given for a model of several classes an image.
+        StoreAwayError: the store does not answer; no version is left that passes for proven.
+        RuntimeError: the model answers otherwise than in its test; no version is left behind.
     """
+    require_threshold(candidate.threshold, candidate.predictions.multi_label)
+    try:
+        return _register(name, candidate, tracking_uri, run_id)
+    except Exception as error:
+        if is_away(error, tracking_uri):
+            reason = str(error).strip().splitlines()[0]
+            raise StoreAwayError(f"expected '{tracking_uri}' to answer, found that it does not ({reason})") from error
+        raise
+
+
+def _register(name: str, candidate: Candidate, tracking_uri: str, run_id: str) -> str:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri, tracking_uri)
+    with tempfile.TemporaryDirectory() as scratch, pointing_mlflow_at(tracking_uri):
+        bundle, images = Path(scratch) / BUNDLE, Path(scratch) / "images"
+        bundle.mkdir()
+        images.mkdir()
+        read = partial(candidate.data.encoded, "test")
+        tested = candidate.tested(keep_images(images, read, len(candidate.predictions.probabilities)))
+        chosen = np.unique(np.linspace(0, len(tested.paths) - 1, _GOLDEN_SAMPLES).astype(int))
+        golden = [read(int(index)) for index in chosen]
+        _fill(bundle, name, candidate, tested, run_id)
+        expected = candidate.predictions.probabilities[chosen]
+        write_golden_samples(bundle, golden, expected)
+        require_agreement(
+            _served(bundle, golden), expected, tested.predictions.multi_label, "The model to be registered"
+        )
+        with _active(client, run_id):
+            model_id, address = _log(bundle, candidate, golden[:1])
+        with _version(client, name, address, model_id) as version:
+            prove(f"models:/{name}/{version}", tracking_uri, tested, candidate.threshold, images)
+            client.set_model_version_tag(name, version, PROVEN, tested.digest)
+            client.set_registered_model_alias(name, CHALLENGER, version)
+    return version
+
+
+def require_threshold(threshold: float | None, multi_label: bool) -> None:
+    """Refuse a threshold that no score can be compared with.
+
+    Raises:
+        UserError: see above.
+    """
+    if threshold is None:
+        return
+    if multi_label:
+        raise UserError("--threshold: expected none where an image may have several classes, or none; leave it out.")
+    if not 0 < threshold <= 1:
+        raise UserError(f"--threshold: expected a score above 0 and at most 1, found {threshold:g}.")
+
+
+def _fill(bundle: Path, name: str, candidate: Candidate, tested: Tested, run_id: str) -> None:
+    description = {
+        "run_id": run_id,
+        "config_digest": candidate.config_digest,
+        "data": {
+            "digest": candidate.data.table.digest,
+            "test_digest": tested.digest,
+            "test_images": len(tested.paths),
+        },
+        "tags": dict(candidate.tags),
+        "metrics": {metric: estimate.to_dict() for metric, estimate in candidate.metrics.items()},
+    }
+    write_bundle(bundle, candidate.task, description, candidate.threshold)
+    tested.write(bundle / TESTED)
+    content = json.loads((bundle / DESCRIPTION).read_text(encoding="utf-8"))
+    (bundle / CARD).write_text(write_card(name, content, candidate.metrics, tested), encoding="utf-8")
+
+
+def _served(bundle: Path, images: list[bytes]) -> NDArray[np.float64]:
+    """What the registered code answers to images, run in this process."""
+    import pandas as pd
+
+    from pipeline.registry.served import ImageClassifier
+
+    model = ImageClassifier()
+    model.load_context(SimpleNamespace(artifacts={"bundle": str(bundle)}))
+    return np.array(model.predict(None, pd.DataFrame({"image": images}))["probabilities"].tolist())
+
+
+def _log(bundle: Path, candidate: Candidate, example: list[bytes]) -> tuple[str, str]:
+    """Id and address of the model logged in the active run."""
     import mlflow
     import pandas as pd
+
+    record = candidate.task.hparams["preprocessing"]
+    needs = [*_REQUIREMENTS, *(["tifffile", "imagecodecs"] if needs_tifffile(record) else [])]
+    logged = mlflow.pyfunc.log_model(
+        name="model",
+        python_model=str(Path(__file__).with_name("served.py")),
+        artifacts={BUNDLE: str(bundle)},
+        signature=_signature(candidate.predictions.multi_label),
+        input_example=pd.DataFrame({"image": example}),
+        pip_requirements=[f"{package}=={installed(package)}" for package in needs],
+    )
+    return logged.model_id, logged.model_uri
+
+
+def _signature(multi_label: bool) -> "ModelSignature":
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array
 
     outputs = [
@@ -66,48 +201,64 @@ def register(
         ColSpec(DataType.long, "label_id"),
         ColSpec(DataType.double, "score"),
     ]
-    if tested.multi_label:
+    if multi_label:
         outputs = [ColSpec(Array(DataType.string), "labels")]
-    outputs.append(ColSpec(Array(DataType.double), "probabilities"))
-    needs = [*_REQUIREMENTS, *(["tifffile", "imagecodecs"] if needs_tifffile(task.hparams["preprocessing"]) else [])]
-    chosen = np.unique(np.linspace(0, len(tested.probabilities) - 1, _GOLDEN_SAMPLES).astype(int))
-    encoded = [read(int(i)) for i in chosen]
-    if not logger.settle(_PATIENCE):  # the version will belong to the run, which must be there
-        raise StoreAwayError(f"the tracking server does not take the run ({logger.failure or 'no answer'})")
-    client = logger.experiment
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "bundle"
-        folder.mkdir()
-        write_bundle(folder, task, description)
-        _require_agreement(Bundle(folder).predict(encoded), tested.probabilities[chosen], tested.multi_label)
-        try:
-            with pointing_mlflow_at(logger.tracking_uri), mlflow.start_run(run_id=logger.run_id):
-                logged = mlflow.pyfunc.log_model(
-                    name="model",
-                    python_model=str(Path(__file__).with_name("served.py")),
-                    artifacts={"bundle": str(folder)},
-                    signature=ModelSignature(
-                        inputs=Schema([ColSpec(DataType.binary, "image")]),
-                        outputs=Schema(outputs),
-                    ),
-                    input_example=pd.DataFrame({"image": encoded[:1]}),
-                    pip_requirements=[f"{package}=={version(package)}" for package in needs],
-                    registered_model_name=name,
-                )
-                number = str(logged.registered_model_version)
-                client.set_registered_model_alias(name, CHALLENGER, number)
-        except Exception as error:
-            if is_away(error, logger.tracking_uri):
-                raise StoreAwayError(f"the tracking server left before it was done ({error})") from error
+    outputs += [
+        ColSpec(Array(DataType.double), "probabilities"),
+        ColSpec(Array(DataType.string), "top_labels", required=False),
+        ColSpec(Array(DataType.double), "top_scores", required=False),
+    ]
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, "image")]),
+        outputs=Schema(outputs),
+        params=ParamSchema([ParamSpec("top_k", DataType.long, 0)]),
+    )
+
+
+@contextlib.contextmanager
+def _active(client: "MlflowClient", run_id: str) -> Iterator[None]:
+    """Make a run MLflow's active one; afterwards it is as finished, or not, as before."""
+    import mlflow
+
+    before = client.get_run(run_id).info
+    try:
+        with mlflow.start_run(run_id=run_id):
+            yield
+    finally:
+        if before.status == "RUNNING":
+            client.update_run(run_id, status="RUNNING")
+        else:
+            client.set_terminated(run_id, before.status, before.end_time)
+
+
+@contextlib.contextmanager
+def _version(client: "MlflowClient", name: str, address: str, model_id: str) -> Iterator[str]:
+    """A logged model as a new version of a registered model; when the block fails, nothing of either is left."""
+    import mlflow
+
+    ours = False
+    version = None
+    try:
+        ours = _create(client, name)
+        version = str(mlflow.register_model(address, name).version)
+        yield version
+    except BaseException:
+        if version is not None:
+            client.delete_model_version(name, version)
+        if ours and not client.search_model_versions(f"name='{name}'"):
+            client.delete_registered_model(name)
+        client.delete_logged_model(model_id)
+        raise
+
+
+def _create(client: "MlflowClient", name: str) -> bool:
+    """Make a registered model; False where there is one."""
+    from mlflow.exceptions import RESOURCE_ALREADY_EXISTS, ErrorCode, MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
-    return number
-
-
-def _require_agreement(served: np.ndarray, tested: np.ndarray, multi_label: bool) -> None:
-    difference = float(np.abs(served - tested).max())
-    answers = [Predictions(np.full(len(p), -1), p, multi_label).labels for p in (served, tested)]
-    if difference > TOLERANCE or (answers[0] != answers[1]).any():
-        raise RuntimeError(
-            f"The exported model disagrees with the tested one by up to {difference:.2g} in probability "
-            f"(allowed: {TOLERANCE:g}) on {len(served)} test images; nothing was registered."
-        )
+        return False
+    return True

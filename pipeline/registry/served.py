@@ -10,16 +10,20 @@ from types import ModuleType
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 _PRESENT = 0.5
+_ABSTAINED = -1
 
 
 class ImageClassifier(mlflow.pyfunc.PythonModel):
     """Answers a data frame with a binary column ``image`` by ``label``, ``label_id``, ``score``, ``probabilities``.
 
     Where an image may have several classes: by ``labels``, those with a probability of at least one half, and
-    ``probabilities``.
+    ``probabilities``. With the parameter ``top_k`` above 0 come ``top_labels`` and ``top_scores``, the most probable
+    first. Where the score is below the model's threshold, if it has one, the label is empty and its number -1.
     """
 
     def load_context(self, context: Any) -> None:
@@ -30,20 +34,43 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         self.bundle = inference.Bundle(folder)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        probabilities = self.bundle.predict(list(model_input["image"]))
+        if "image" not in model_input:
+            raise ValueError(f"expected a column image of encoded bytes, found {', '.join(map(str, model_input))}")
+        return self._answer(self.bundle.predict(list(model_input["image"])), int((params or {}).get("top_k", 0)))
+
+    def predict_arrays(self, images: NDArray[Any], top_k: int = 0) -> pd.DataFrame:
+        """The same for decoded images, ``model.unwrap_python_model().predict_arrays(images)``.
+
+        Args:
+            images: ``(N, H, W, C)``, most often RGB of uint8, of any one size; not normalised.
+            top_k: of the most probable classes.
+
+        Raises:
+            ValueError: the shape or the type is not what the model was trained on.
+        """
+        return self._answer(self.bundle.predict_arrays(images), top_k)
+
+    def _answer(self, probabilities: NDArray[np.float32], top_k: int) -> pd.DataFrame:
         classes = self.bundle.classes
+        if not 0 <= top_k <= len(classes):
+            raise ValueError(f"top_k: expected 0 to {len(classes)}, the number of classes, found {top_k}")
+        probabilities = probabilities.astype("float64")
         if self.bundle.multi_label:
-            labels = [[classes[i] for i in (row >= _PRESENT).nonzero()[0]] for row in probabilities]
-            return pd.DataFrame({"labels": labels, "probabilities": probabilities.astype("float64").tolist()})
-        best = probabilities.argmax(axis=1)
-        return pd.DataFrame(
-            {
-                "label": [classes[i] for i in best],
-                "label_id": best.astype("int64"),
-                "score": probabilities.max(axis=1).astype("float64"),
-                "probabilities": probabilities.astype("float64").tolist(),
+            columns: dict[str, Any] = {
+                "labels": [[classes[i] for i in (row >= _PRESENT).nonzero()[0]] for row in probabilities]
             }
-        )
+        else:
+            scores, labels = probabilities.max(axis=1), probabilities.argmax(axis=1)
+            if self.bundle.threshold is not None:
+                labels = np.where(scores >= self.bundle.threshold, labels, _ABSTAINED)
+            names = [classes[i] if i != _ABSTAINED else "" for i in labels]
+            columns = {"label": names, "label_id": labels.astype("int64"), "score": scores}
+        columns["probabilities"] = probabilities.tolist()
+        if top_k:
+            best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+            columns["top_labels"] = [[classes[i] for i in row] for row in best]
+            columns["top_scores"] = np.take_along_axis(probabilities, best, axis=1).tolist()
+        return pd.DataFrame(columns)
 
 
 mlflow.models.set_model(ImageClassifier())

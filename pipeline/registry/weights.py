@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError, near_matches
-from pipeline.registry.bundle import WEIGHTS
+from pipeline.registry.bundle import BUNDLE, WEIGHTS
 from pipeline.tracking.store import pointing_mlflow_at, prepare_store, resolve_tracking_uri
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def registered_weights(address: str, tracking_uri: str | None, folder: Path) -> 
     pinned = f"models:/{name}/{found.version}"
     try:
         with pointing_mlflow_at(uri):
-            path = mlflow.artifacts.download_artifacts(f"{pinned}/artifacts/bundle/{WEIGHTS}", dst_path=str(folder))
+            path = mlflow.artifacts.download_artifacts(f"{pinned}/artifacts/{BUNDLE}/{WEIGHTS}", dst_path=str(folder))
     except (MlflowException, OSError) as error:
         raise UserError(
             f"model.weights: expected the weights of {pinned} in {uri}, found no {WEIGHTS} in it; use a version that "

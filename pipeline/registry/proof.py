@@ -1,0 +1,119 @@
+"""Proving that a registered model answers as its test did, where nothing of the training can be imported."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evaluation.predictions import Predictions
+from pipeline.registry.tested import Tested
+
+#: How far a probability of the registered model may be from the tested one's.
+TOLERANCE = 1e-4
+_BLOCKED = (
+    "torch", "lightning", "pytorch_lightning", "lightning_fabric", "timm", "torchvision", "torchmetrics",
+    "albumentations", "cv2", "simplejpeg", "onnx", "onnxscript", "pipeline", "datamodules",
+)  # fmt: skip
+_LAST_LINES = 3  # of what the process says when it fails
+
+
+def require_agreement(found: NDArray[Any], tested: NDArray[Any], multi_label: bool, who: str) -> None:
+    """Compare probabilities ``(N, classes)`` with those of the test, to 1e-4 each and to the label.
+
+    Args:
+        found: what the model answered.
+        tested: what the test saw.
+        multi_label: whether an image may have several classes.
+        who: gave the answers, in words.
+
+    Raises:
+        RuntimeError: they differ.
+    """
+    if found.shape != tested.shape:
+        raise RuntimeError(f"{who} disagrees with the test: expected answers {tested.shape}, found {found.shape}.")
+    difference = float(np.abs(found - tested).max(initial=0))
+    labels = [Predictions(np.full(len(p), -1), p, multi_label).labels for p in (found, tested)]
+    others = int((labels[0] != labels[1]).reshape(len(found), -1).any(axis=1).sum())
+    # Written so that an answer that is no number fails, too.
+    if others or not difference <= TOLERANCE:
+        raise RuntimeError(
+            f"{who} disagrees with the test by up to {difference:.2g} in probability (allowed: {TOLERANCE:g}), and on "
+            f"{others} of {len(found)} labels."
+        )
+
+
+def keep_images(folder: Path, read: Callable[[int], bytes], count: int) -> list[str]:
+    """Write encoded images into a file that another process can read.
+
+    Args:
+        folder: for ``images.bin`` and ``ends.npy`` (see :mod:`pipeline.registry.replay`).
+        read: gives the bytes of one.
+        count: of images.
+
+    Returns:
+        SHA-256 of each, in hexadecimal.
+    """
+    contents, ends = [], []
+    with (folder / "images.bin").open("wb") as file:
+        for index in range(count):
+            image = read(index)
+            file.write(image)
+            ends.append(file.tell())
+            contents.append(hashlib.sha256(image).hexdigest())
+    np.save(folder / "ends.npy", np.array(ends, np.int64))
+    return contents
+
+
+def prove(address: str, tracking_uri: str, tested: Tested, threshold: float | None, folder: Path) -> None:
+    """Load a registered model in a fresh process and have it repeat the golden samples and the whole test.
+
+    The process starts in another folder, cannot import what training needs, and may not unpickle models.
+
+    Args:
+        address: ``models:/<name>/<version>``.
+        tracking_uri: of the registry.
+        tested: what it must repeat.
+        threshold: score below which it gives no label.
+        folder: with the images (see :func:`keep_images`), in the order of ``tested``.
+
+    Raises:
+        RuntimeError: it cannot be loaded there, or answers otherwise; the message says which.
+    """
+    environment = {
+        **os.environ,
+        "BLOCKED": ",".join(_BLOCKED),
+        "MLFLOW_TRACKING_URI": tracking_uri,
+        "MLFLOW_REGISTRY_URI": tracking_uri,
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
+    # -P: the folder of the script, which holds modules of ours, is not where imports look.
+    command = [sys.executable, "-P", str(Path(__file__).with_name("replay.py")), address, str(folder)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        last = " / ".join(line.strip() for line in done.stderr.strip().splitlines()[-_LAST_LINES:])
+        raise RuntimeError(f"{address} cannot answer in a process without the training packages: {last}")
+    answers = np.load(folder / "answers.npz", allow_pickle=False)
+    predictions = tested.predictions
+    require_agreement(answers["golden"], answers["expected"], predictions.multi_label, f"{address}, golden samples,")
+    require_agreement(answers["probabilities"], predictions.probabilities, predictions.multi_label, address)
+    labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+    if labels != _labels(answers["probabilities"], tested, threshold):
+        raise RuntimeError(f"{address} gives other labels than follow from its probabilities.")
+
+
+def _labels(probabilities: NDArray[np.float64], tested: Tested, threshold: float | None) -> list[Any]:
+    answered = Predictions(tested.predictions.targets, probabilities, tested.predictions.multi_label)
+    if answered.multi_label:
+        return [[tested.classes[i] for i in row.nonzero()[0]] for row in answered.labels]
+    least = -1.0 if threshold is None else threshold
+    return [
+        tested.classes[label] if score >= least else ""
+        for label, score in zip(answered.labels, answered.scores, strict=True)
+    ]
