@@ -173,7 +173,7 @@ class ImageDataModule(LightningDataModule):
         table = self.division.divide(self.find_images())
         known = getattr(self, "classes", None)
         if known is not None:
-            _require_known(table, known)
+            table.require_classes(known)
         return table
 
     def _classes_of_training_data(self) -> list[str]:
@@ -185,7 +185,7 @@ class ImageDataModule(LightningDataModule):
                 f"data.root: expected images of at least {fewest} classes in {table.listing.storage.location}, found "
                 f"{len(classes)} ({', '.join(classes) or 'none'}); a classifier needs something to tell apart."
             )
-        _require_known(table, classes)
+        table.require_classes(classes)
         return classes
 
     def _shares_of_training_data(self) -> list[float]:
@@ -441,15 +441,3 @@ class ImageDataModule(LightningDataModule):
 
     def _workers(self, replicas: int) -> int:
         return max(1, usable_cores() // replicas) if self.num_workers == "auto" else self.num_workers
-
-
-def _require_known(table: ImageTable, classes: list[str]) -> None:
-    known, listing = set(classes), table.listing
-    for row, split in enumerate(table.splits):
-        for name in listing.classes_of(row):
-            if name not in known:
-                shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
-                raise DataError(
-                    f"{listing.storage.describe(row)}: expected a class of the training images ({shown}), found "
-                    f"'{name}' in {split}; add training images of it, move the image to a known class or remove it."
-                )

@@ -110,6 +110,26 @@ class ImageTable:
             rows.append({**named, "bytes": str(listing.storage.size(row))})
         return rows
 
+    def require_classes(self, known: list[str]) -> None:
+        """Refuse images of classes that a model does not know.
+
+        Args:
+            known: classes, in the model's order.
+
+        Raises:
+            DataError: an image has another one.
+        """
+        names = set(known)
+        for row, split in enumerate(self.splits):
+            for name in self.listing.classes_of(row):
+                if name not in names:
+                    shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+                    raise DataError(
+                        f"{self.listing.storage.describe(row)}: expected a class of the training images ({shown}), "
+                        f"found '{name}' in {split}; add training images of it, move the image to a known class or "
+                        "remove it."
+                    )
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of every row: path, label, split, group, weight and size in bytes."""
