@@ -16,7 +16,7 @@ from datamodules.splits import SPLIT_NAMES, grouped_split, stratified_folds, str
 from datamodules.table import ImageTable, Listing
 
 #: Share of the undivided images that validates, unless somebody says otherwise.
-VAL_FRACTION = 0.15
+VAL_FRACTION = 0.1
 
 
 @dataclass(frozen=True)

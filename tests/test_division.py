@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedGroupKFold
 
-from datamodules.division import Division, group_keys
+from datamodules.division import group_keys
 from datamodules.splits import grouped_split, stratified_split
 from datamodules.table import ImageTable, Listing
 from tests.listed import (
     SHARES,
+    Division,
     classes,
     distance,
     listing_of,

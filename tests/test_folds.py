@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from datamodules.division import Division
 from datamodules.errors import DataError
 from datamodules.splits import stratified_folds
-from tests.listed import LISTINGS, SHARES, classes, listing_of, refusal, require_apart
+from tests.listed import LISTINGS, SHARES, Division, classes, listing_of, refusal, require_apart
 
 
 @pytest.mark.parametrize("listing", LISTINGS.values(), ids=LISTINGS.keys())

@@ -360,7 +360,7 @@ def test_elpv_as_installed_has_the_published_counts():
     module = elpv_module(None)
     assert len(module.table.paths) == 2624
     assert Counter(module.table.labels) == {"functional": 1803, "defective": 821}
-    for split, fraction in (("train", 0.65), ("val", 0.15), ("test", 0.2)):
+    for split, fraction in (("train", 0.7), ("val", 0.1), ("test", 0.2)):
         assert sum(module.table.counts(split).values()) == pytest.approx(2624 * fraction, abs=4)
         assert module.table.counts(split)["defective"] == pytest.approx(821 * fraction, abs=2)
     assert next(iter(module.test_dataloader()))["image"].shape == (4, 3, 32, 32)
