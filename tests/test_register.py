@@ -1,7 +1,6 @@
 """``python -m pipeline register``: what is registered, that it is proven first, and that a failure leaves nothing."""
 
 import base64
-import contextlib
 import csv
 import hashlib
 import io
@@ -15,7 +14,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
 from PIL import Image
 
@@ -24,45 +23,9 @@ from pipeline.cli import main
 from pipeline.outcome import Evaluated
 from pipeline.registry import register as registry
 from pipeline.registry.inference import Bundle
-from tests.support import fast, write_images
+from tests.registered import Run, frame
 
 NOT_GOLDEN = 8  # of 18 test images, which 16 samples are spread over
-
-
-class Run:
-    """A finished ``fit`` that registered nothing."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.images = home / "images"
-        write_images(self.images, per_class=30)
-        arguments = [*fast(self.images), "--trainer.max_epochs=2", "--model.backbone=resnet20"]
-        with contextlib.chdir(home):
-            assert main(["fit", *arguments]) == 0
-        (self.folder,) = (home / "runs").iterdir()
-        self.checkpoint = self.folder / "best.ckpt"
-        self.summary = json.loads((self.folder / "summary.json").read_text())
-        self.uri = self.summary["tracking_uri"]
-        self.client = MlflowClient(self.uri, self.uri)
-
-    def register(self, name: str, *arguments: str) -> int:
-        return main(["register", f"--name={name}", f"--checkpoint={self.checkpoint}", *arguments])
-
-    def load(self, name: str) -> Any:
-        mlflow.set_tracking_uri(self.uri)
-        try:
-            return mlflow.pyfunc.load_model(f"models:/{name}@challenger")
-        finally:
-            mlflow.set_tracking_uri(None)
-
-    @property
-    def tested(self) -> list[dict[str, str]]:
-        with (self.folder / "predictions.csv").open(newline="") as file:
-            return list(csv.DictReader(file))
-
-    @property
-    def logged_models(self) -> int:
-        return len(self.client.search_logged_models([self.summary["experiment_id"]]))
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +51,6 @@ def bundle(registered: Run) -> Path:
         return Path(mlflow.artifacts.download_artifacts("models:/colours@challenger")) / "artifacts" / "bundle"
     finally:
         mlflow.set_tracking_uri(None)
-
-
-def frame(images: list[Path]) -> pd.DataFrame:
-    return pd.DataFrame({"image": [path.read_bytes() for path in images]})
 
 
 # What is registered
@@ -184,7 +143,7 @@ def test_the_most_probable_classes_come_in_order(registered: Run, model: Any, to
 
 @pytest.mark.parametrize("top_k", [-1, 4])
 def test_more_classes_than_there_are_cannot_be_asked_for(registered: Run, model: Any, top_k: int) -> None:
-    with pytest.raises(ValueError, match=f"top_k: expected 0 to 3, the number of classes, found {top_k}"):
+    with pytest.raises(MlflowException, match=f"top_k: expected 0 to 3, the number of classes, found {top_k}"):
         model.predict(frame([registered.images / registered.tested[0]["path"]]), params={"top_k": top_k})
 
 
@@ -226,7 +185,7 @@ def test_arrays_of_another_kind_are_refused(model: Any, images: np.ndarray) -> N
 
 def test_a_row_that_is_no_image_is_named(registered: Run, model: Any) -> None:
     rows = [(registered.images / registered.tested[0]["path"]).read_bytes(), b"nonsense"]
-    with pytest.raises(ValueError, match="row 1: expected the bytes of an encoded image"):
+    with pytest.raises(MlflowException, match="row 1: expected the bytes of an encoded image"):
         model.predict(pd.DataFrame({"image": rows}))
 
 

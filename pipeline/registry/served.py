@@ -12,6 +12,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from numpy.typing import NDArray
 
 _PRESENT = 0.5
@@ -34,9 +35,13 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         self.bundle = inference.Bundle(folder)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        if "image" not in model_input:
-            raise ValueError(f"expected a column image of encoded bytes, found {', '.join(map(str, model_input))}")
-        return self._answer(self.bundle.predict(list(model_input["image"])), int((params or {}).get("top_k", 0)))
+        try:
+            if "image" not in model_input:
+                raise ValueError(f"expected a column image of encoded bytes, found {', '.join(map(str, model_input))}")
+            return self._answer(self.bundle.predict(list(model_input["image"])), int((params or {}).get("top_k", 0)))
+        except ValueError as error:
+            # A server answers this with 400 and the text, but any other error with a trace of our files.
+            raise MlflowException.invalid_parameter_value(str(error)) from error
 
     def predict_arrays(self, images: NDArray[Any], top_k: int = 0) -> pd.DataFrame:
         """The same for decoded images, ``model.unwrap_python_model().predict_arrays(images)``.
