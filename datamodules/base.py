@@ -22,8 +22,9 @@ from datamodules.preprocessing import Preprocessing
 from datamodules.record import measured_record, resolve_record
 from datamodules.sampling import EpochSampler, class_balance, keys_of
 from datamodules.storage import FileStorage, Storage
-from datamodules.table import ImageTable, Listing, list_images
+from datamodules.table import ImageTable, Listing
 from datamodules.transforms import Augmentation, Orientation
+from datamodules.unlabelled import UnlabelledImages
 
 Imbalance = Literal["none", "balanced_sampling", "weighted_loss", "logit_adjustment"]
 Loader = TypeVar("Loader", bound=ImageLoader)
@@ -77,7 +78,8 @@ class ImageDataModule(LightningDataModule):
             backbone and its weights, or the checkpoint.
         classes: the label space in order; follows the training data, or the checkpoint.
         multi_label: whether an image may have several classes; follows the data, or the checkpoint.
-        predict_path: folder of unlabelled images for ``predict``; none: the test split.
+        predict_path: unlabelled images for ``predict``: a folder, or a CSV or Parquet file with a column ``path``;
+            none: the test split.
 
     Raises:
         DataError: the data is not as described; the message names file or class.
@@ -231,8 +233,7 @@ class ImageDataModule(LightningDataModule):
 
     def _storage(self, split: str) -> Storage:
         if self._is_unlabelled(split):
-            assert self.predict_path is not None
-            return FileStorage(Path(self.predict_path).expanduser().resolve(), self._unlabelled)
+            return FileStorage(self.unlabelled.root, self._unlabelled)
         return self.table.listing.storage
 
     def _rows(self, split: str) -> NDArray[np.int64]:
@@ -245,14 +246,13 @@ class ImageDataModule(LightningDataModule):
 
     @cached_property
     def _unlabelled(self) -> list[str]:
+        return list(self.unlabelled)
+
+    @property
+    def unlabelled(self) -> UnlabelledImages:
+        """The images that `predict` is given."""
         assert self.predict_path is not None
-        folder = Path(self.predict_path).expanduser().resolve()
-        if not folder.is_dir():
-            raise DataError(f"data.predict_path: expected a folder of images, found nothing at '{folder}'.")
-        paths = list_images(folder, folder)
-        if not paths:
-            raise DataError(f"data.predict_path: expected images in '{folder}', found none.")
-        return paths
+        return UnlabelledImages.of(self.predict_path)
 
     def dataset(self, split: str) -> ImageDataset:
         """The images of ``train``, ``val``, ``test`` or ``predict``; only those of ``train`` are augmented."""
@@ -270,7 +270,7 @@ class ImageDataModule(LightningDataModule):
     def plain_batches(self, dataset: ImageDataset, indices: Sequence[int]) -> Iterator[torch.Tensor]:
         """Some images of a dataset in this order, ``(B, C, size, size)``; augmented ones never look the same twice."""
         for batch in ImageLoader(
-            dataset, batch_size=self.batch_size, sampler=keys_of(indices), num_workers=self._workers(1)
+            dataset, batch_size=self.batch_size, sampler=keys_of(indices), num_workers=self.workers(1)
         ):
             yield batch["image"]
 
@@ -427,7 +427,7 @@ class ImageDataModule(LightningDataModule):
             blocks=blocks,
             window=storage.window,
         )
-        workers = self._workers(replicas)
+        workers = self.workers(replicas)
         return kind(
             dataset,
             batch_size=self.batch_size,
@@ -439,5 +439,6 @@ class ImageDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _workers(self, replicas: int) -> int:
+    def workers(self, replicas: int) -> int:
+        """Reading processes of each of so many training ones."""
         return max(1, usable_cores() // replicas) if self.num_workers == "auto" else self.num_workers

@@ -1,7 +1,9 @@
 """The images of a data source, one row each, and what can be said of them without opening one."""
 
 import hashlib
+import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -144,23 +146,32 @@ def digest_of(rows: list[dict[str, str]]) -> str:
     return sha.hexdigest()
 
 
-def list_images(folder: Path, root: Path) -> list[str]:
-    """Files below ``folder`` that are called images, relative to ``root``, sorted; hidden ones are passed over.
+def walk_images(folder: Path) -> Iterator[str]:
+    """Files below a folder that are called images, relative to it, one by one; hidden ones are passed over.
 
-    Links that lead nowhere, pipes and the like are among them, so that nothing is lost in silence: who opens them says
-    what they are.
+    Those of a folder come before those of the folders in it, each sorted. Links that lead nowhere, pipes and the like
+    are among them, so that nothing is lost in silence: who opens them says what they are.
 
     Raises:
         DataError: a name is no UTF-8, and could not be written into any file of a run.
     """
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir())
-    found = (path.relative_to(root) for path in files)
-    names = sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"data: expected names of files in UTF-8, found '{printable(str(root / name))}'; rename it."
-            ) from error
-    return names
+    for top, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if name.startswith(".") or Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+                continue
+            path = Path(top, name)
+            found = path.relative_to(folder).as_posix()
+            try:
+                found.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"data: expected names of files in UTF-8, found '{printable(str(path))}'; rename it."
+                ) from error
+            yield found
+
+
+def list_images(folder: Path, root: Path) -> list[str]:
+    """What :func:`walk_images` finds below ``folder``, relative to ``root``, sorted."""
+    below = folder.relative_to(root)
+    return sorted((below / path).as_posix() for path in walk_images(folder))

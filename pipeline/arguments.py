@@ -52,7 +52,10 @@ def add_arguments(parser: LightningArgumentParser) -> None:
         help="fit: register the tested model under this name, alias 'challenger'; none: do not register",
     )
     parser.add_argument(
-        "--output", type=str | None, default=None, help="validate, test, predict: CSV file for the predictions"
+        "--output",
+        type=str | None,
+        default=None,
+        help="validate, test, predict: CSV file for the predictions; predict: or a folder, filled with Parquet",
     )
     parser.add_argument("--quiet", action="store_true", help="plain lines instead of a progress bar")
     parser.add_class_arguments(MLflowLogger, "logger", skip={"folder"}, instantiate=False)

@@ -35,10 +35,14 @@ from pipeline.progress import LeftOutLine, Meter, ProgressBar, say, warn_scratch
 from pipeline.provenance import code_revision
 from pipeline.registry.weights import registered_weights
 from pipeline.runs import LAST, PLAN, PREDICTIONS, RUNS, RunFolder, find_resumable, new_run_name, require_folder
+from pipeline.scoring.bulk import BulkScoring
 from pipeline.settings import SUBCOMMANDS, check_settings, refuse_following
 from pipeline.task import ClassificationTask
 from pipeline.tracking.logger import MLflowLogger
 from pipeline.tracking.recorder import DataFacts
+
+CSV = ".csv"
+_FOLDERS = ("", ".parquet")  # endings of folders that are filled with Parquet files
 
 
 class TransferCLI(LightningCLI):
@@ -172,10 +176,7 @@ class TransferCLI(LightningCLI):
 
     def _take_from_checkpoint(self) -> None:
         """Evaluation takes the network, its classes and its preprocessing from the checkpoint."""
-        if self.subcommand == "predict" and self.settings.output is None:
-            if Path(PREDICTIONS).exists():
-                raise UserError(f"--output: expected the name of a new file, found {PREDICTIONS} here; name one.")
-            self.settings.output = PREDICTIONS
+        self._require_output()
         self.checkpoint = existing_checkpoint(self.ckpt_path)
         hparams = dict(read_checkpoint(self.checkpoint)["hyper_parameters"])
         data, model = self.settings.data.init_args, self.settings.model
@@ -191,12 +192,31 @@ class TransferCLI(LightningCLI):
             if name != "test_time_augmentation" or not any(arg.split("=")[0] == f"--model.{name}" for arg in self.args):
                 model[name] = value
 
+    def _require_output(self) -> None:
+        """Settle where predictions go: a CSV file, or, of ``predict`` alone, a folder."""
+        settings = self.settings
+        if settings.output is None:
+            if self.subcommand != "predict":
+                return
+            if Path(PREDICTIONS).exists():
+                raise UserError(f"--output: expected the name of a new file, found {PREDICTIONS} here; name one.")
+            settings.output = PREDICTIONS
+        suffix = Path(settings.output).suffix.lower()
+        if suffix != CSV and (self.subcommand != "predict" or suffix not in _FOLDERS):
+            folder = ", or a folder, which is filled with Parquet," if self.subcommand == "predict" else ""
+            raise UserError(f"--output: expected a file name that ends in {CSV}{folder} found '{settings.output}'.")
+        if suffix != CSV and settings.data.init_args.predict_path is None:
+            raise UserError(
+                f"--output: expected data.predict_path for predictions in the folder '{settings.output}', found none; "
+                f"name images, or a {CSV} file for those of the test split."
+            )
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.config_init[self.subcommand]
         given = settings.trainer.callbacks or []
         user_callbacks: list[Callback] = given if isinstance(given, list) else [given]
         bar = self.terminal and not settings.quiet
-        self.datamodule.progress = Meter(bar and os.environ.get("LOCAL_RANK", "0") == "0")
+        self.meter = self.datamodule.progress = Meter(bar and os.environ.get("LOCAL_RANK", "0") == "0")
         if self.subcommand == "fit":
             self.fitting = self._make_fitting()
             callbacks = [LeftOutLine(self.datamodule), *self.fitting.callbacks]
@@ -335,7 +355,13 @@ class TransferCLI(LightningCLI):
             say(f"predictions in {self.settings.output}")
 
     def predict(self, model: ClassificationTask, datamodule: ImageDataModule, **_: Any) -> None:
-        """Write the predictions of a folder of images, or of the test split, to a CSV file."""
+        """Write the predictions of images, or of the test split, to a CSV file, or in parts into a folder."""
+        assert self.checkpoint is not None
+        output = Path(self.settings.output)
+        if output.suffix.lower() != CSV:
+            scoring = BulkScoring(self.trainer, model, datamodule, self.checkpoint, self.collector, self.meter)
+            interruptible(self.trainer, scoring.run, output)
+            return
         interruptible(
             self.trainer,
             self.trainer.predict,
@@ -347,7 +373,6 @@ class TransferCLI(LightningCLI):
         )
         if self.trainer.is_global_zero:
             assert self.collector.collected is not None
-            output = Path(self.settings.output)
             paths = datamodule.paths("predict")
             write_csv(output, paths, self.collector.collected, model.classes)
             say(f"{len(paths):,} predictions in {output}")

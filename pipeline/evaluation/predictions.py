@@ -61,6 +61,10 @@ class Predictions:
     probabilities: NDArray[np.float64]
     multi_label: bool = False
 
+    def first(self, count: int) -> "Predictions":
+        """Those of the first images."""
+        return Predictions(self.targets[:count], self.probabilities[:count], self.multi_label)
+
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """The most probable class index of each image, int64 ``(N,)``; of several, 0 and 1 for each, ``(N, C)``."""

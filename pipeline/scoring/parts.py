@@ -1,0 +1,116 @@
+"""Predictions as a folder of Parquet files, each of which is there whole or not at all."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import UserError
+from pipeline.evaluation.predictions import Predictions
+from pipeline.runs import write_json
+
+_ABOUT = "_scoring.json"  # which readers of Parquet folders pass over
+_DIGEST, _CLASSES = b"paths_sha256", b"classes"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some images in a row, and what is known of them.
+
+    Attributes:
+        number: of the part, from 0.
+        paths: of its images.
+    """
+
+    number: int
+    paths: Sequence[str]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the paths."""
+        return hashlib.sha256("\0".join(self.paths).encode()).hexdigest()
+
+
+class PartFolder:
+    """A folder of parts, which a second run of the same scoring goes on to fill.
+
+    A part has a row an image: ``path``, ``label``, ``label_id``, ``score`` and ``probabilities`` (where an image may
+    have several classes: ``labels`` and ``probabilities``), in the order of the classes that its metadata names, and
+    ``error``: why an image could not be read, in which case the others are null.
+
+    Args:
+        folder: made where it is missing.
+        about: what makes one scoring another than the next, in plain types.
+
+    Raises:
+        UserError: the folder has something else in it.
+    """
+
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        self.folder = folder
+        note = folder / _ABOUT
+        if note.is_file():
+            found = json.loads(note.read_text(encoding="utf-8"))
+            others = [name for name in about if found.get(name) != about[name]]
+            if others:
+                before = ", ".join(f"{name} {found.get(name)}" for name in others)
+                raise UserError(
+                    f"--output: expected a new folder, or that of the same scoring to go on with, found '{folder}', "
+                    f"which was begun with another {' and '.join(others)} ({before}); name another folder."
+                )
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"--output: expected a new folder, found that '{folder}' holds something else; name one.")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(note, about)
+
+    def has(self, part: Part) -> bool:
+        """Whether a part is done.
+
+        Raises:
+            UserError: it is, but of other images.
+        """
+        file = self._file(part)
+        if not file.is_file():
+            return False
+        if (pq.read_schema(file).metadata or {}).get(_DIGEST) != part.digest.encode():
+            raise UserError(
+                f"--output: expected the images that '{self.folder}' was begun with, found others in part "
+                f"{part.number}: images were added or removed since; name another folder."
+            )
+        return True
+
+    def write(self, part: Part, predictions: Predictions, errors: dict[int, str], classes: Sequence[str]) -> None:
+        """Keep a part.
+
+        Args:
+            part: whose images were asked for.
+            predictions: of them, in the same order.
+            errors: why an image could not be read, by its place.
+            classes: the label space in order.
+        """
+        read = np.array([place not in errors for place in range(len(part.paths))])
+        columns: dict[str, pa.Array] = {"path": pa.array(part.paths, pa.string())}
+        if predictions.multi_label:
+            labels = [[classes[i] for i in row.nonzero()[0]] for row in predictions.labels]
+            columns["labels"] = pa.array(labels, pa.list_(pa.string()), mask=~read)
+        else:
+            columns["label"] = pa.array([classes[i] for i in predictions.labels], pa.string(), mask=~read)
+            columns["label_id"] = pa.array(predictions.labels, pa.int64(), mask=~read)
+            columns["score"] = pa.array(predictions.scores, pa.float64(), mask=~read)
+        rows = predictions.probabilities.tolist()
+        columns["probabilities"] = pa.array(rows, pa.list_(pa.float64()), mask=~read)
+        columns["error"] = pa.array([errors.get(place) for place in range(len(part.paths))], pa.string())
+        about = {_DIGEST: part.digest, _CLASSES: json.dumps(list(classes), ensure_ascii=False)}
+        unfinished = self.folder / f".{self._file(part).name}"
+        pq.write_table(pa.table(columns).replace_schema_metadata(about), unfinished)
+        unfinished.replace(self._file(part))
+
+    def _file(self, part: Part) -> Path:
+        return self.folder / f"part-{part.number:06}.parquet"
