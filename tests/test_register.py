@@ -108,6 +108,17 @@ def test_the_model_card_has_data_metrics_with_intervals_licence_and_limits(regis
     assert "No label is given where the score is below 0.6" in card
 
 
+def test_the_page_of_the_version_shows_the_model_card(registered: Run, bundle: Path) -> None:
+    version = registered.client.get_model_version_by_alias("colours", "challenger")
+    assert version.description == (bundle / "MODEL_CARD.md").read_text()
+
+
+def test_a_long_model_card_is_shortened_where_the_registry_keeps_little() -> None:
+    shown = registry._shortened("| row |\n" * 1_000)
+    assert 4_900 < len(shown) <= 5_000
+    assert shown.endswith("| row |\n\n(The rest is in the version's MODEL_CARD.md.)\n")
+
+
 def test_signature_input_example_and_pinned_requirements_are_there(model: Any, bundle: Path) -> None:
     metadata = model.metadata
     assert metadata.signature.inputs.to_dict() == [{"type": "binary", "name": "image", "required": True}]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 _GOLDEN_SAMPLES = 16
+_LONGEST_DESCRIPTION = 5000  # characters that MLflow's databases keep
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "onnxruntime")
 
 
@@ -126,8 +127,17 @@ def _register(name: str, candidate: Candidate, tracking_uri: str, run_id: str) -
         with _version(client, name, address, model_id) as version:
             prove(f"models:/{name}/{version}", tracking_uri, tested, candidate.threshold, images)
             client.set_model_version_tag(name, version, PROVEN, tested.digest)
+            client.update_model_version(name, version, _shortened((bundle / CARD).read_text(encoding="utf-8")))
             client.set_registered_model_alias(name, CHALLENGER, version)
     return version
+
+
+def _shortened(card: str) -> str:
+    """What fits of a model card into the description of a version, which MLflow's page shows."""
+    if len(card) <= _LONGEST_DESCRIPTION:
+        return card
+    rest = f"\n\n(The rest is in the version's {CARD}.)\n"
+    return card[: _LONGEST_DESCRIPTION - len(rest)].rpartition("\n")[0] + rest
 
 
 def require_threshold(threshold: float | None, multi_label: bool) -> None:
