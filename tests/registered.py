@@ -15,13 +15,18 @@ from tests.support import fast, write_images
 
 
 class Run:
-    """A finished ``fit`` that registered nothing."""
+    """A finished ``fit``, which registers nothing by itself.
 
-    def __init__(self, home: Path) -> None:
+    Args:
+        home: folder for it.
+        told: more arguments.
+    """
+
+    def __init__(self, home: Path, *told: str) -> None:
         self.home = home
         self.images = home / "images"
         write_images(self.images, per_class=30)
-        arguments = [*fast(self.images), "--trainer.max_epochs=2", "--model.backbone=resnet20"]
+        arguments = [*fast(self.images), "--trainer.max_epochs=2", "--model.backbone=resnet20", *told]
         with contextlib.chdir(home):
             assert main(["fit", *arguments]) == 0
         (self.folder,) = (home / "runs").iterdir()

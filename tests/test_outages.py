@@ -15,6 +15,7 @@ from tracking_server import Mode, Proxy, Server, free_port
 from pipeline.cli import main
 from pipeline.tracking.logger import MLflowLogger
 from pipeline.tracking.replay import Replay
+from tests.registered import Run, frame
 from tests.support import fast, write_images
 
 pytestmark = pytest.mark.slow  # a server takes some ten seconds to start
@@ -195,6 +196,38 @@ def test_fit_with_a_server_that_is_away(
     run = MlflowClient(server.uri).get_run(run_id)
     assert run.info.status == "FINISHED"
     assert "test/accuracy" in run.data.metrics
+
+
+def test_a_model_comes_to_a_server_is_proven_and_promoted_there(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path, f"--logger.tracking_uri={server.uri}", "--registered_model_name=colours")
+    assert run.summary["registered"] == {"name": "colours", "version": "1"}
+    assert f"python -m pipeline promote --name colours --tracking_uri {server.uri}" in capsys.readouterr().out
+    (tmp_path / "rules.yaml").write_text("max_ece: null\n")
+    promote = ["promote", "--name=colours", f"--tracking_uri={server.uri}", f"--rules={tmp_path / 'rules.yaml'}"]
+    assert main(promote) == 0
+    assert main(["register", "--name=colours", f"--checkpoint={run.checkpoint}"]) == 0
+    assert main(promote) == 0, "equal is enough"
+    aliases = MlflowClient(server.uri).get_registered_model("colours").aliases
+    assert {name: int(version) for name, version in aliases.items()} == {
+        "challenger": 2,
+        "champion": 2,
+        "previous-champion": 1,
+    }
+    rows = run.tested[:3]
+    answer = run.load("colours").predict(frame([run.images / row["path"] for row in rows]))
+    assert list(answer["label"]) == [row["label"] for row in rows]
+
+
+def test_a_run_that_its_server_has_not_taken_cannot_be_registered(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    away = f"http://127.0.0.1:{free_port()}"
+    run = Run(tmp_path, f"--logger.tracking_uri={away}")
+    capsys.readouterr()
+    assert main(["register", "--name=colours", f"--checkpoint={run.checkpoint}"]) == 2
+    assert f"run `python -m pipeline sync {run.folder}` first" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(
