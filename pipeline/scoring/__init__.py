@@ -1,0 +1,1 @@
+"""Scoring many images at once with a registered model."""
