@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -36,12 +36,17 @@ def load_private(path: Path) -> ModuleType:
 
 
 def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores that this process may use, by its affinity and by what its container is allowed.
+    """Cores that this process may use: by its affinity, by what its container is allowed, and by ``OMP_NUM_THREADS``.
+
+    Ray and Spark set that variable for each of the processes that share a machine.
 
     Args:
         quota: microseconds of processor time allowed, and in how many, as Linux tells a container.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = os.environ.get("OMP_NUM_THREADS", "")
+    if share.isdecimal():  # it may be empty, or a list for nested loops
+        cores = min(cores, max(1, int(share)))
     try:
         allowed, period = quota.read_text(encoding="ascii").split()
         return min(cores, max(1, round(int(allowed) / int(period))))
@@ -87,7 +92,23 @@ class Bundle:
         Raises:
             ValueError: an image cannot be read; the message names its row.
         """
-        return self._run(self._pixels(row, image) for row, image in enumerate(images))
+        return self._run(self._pixels(image, f"row {row}: ") for row, image in enumerate(images))
+
+    def predict_each(self, images: Iterable[bytes]) -> tuple[NDArray[np.float32], list[str | None]]:
+        """Probabilities of the images that can be read, in order, and for each image why it cannot be; None: it can."""
+        reasons: list[str | None] = []
+
+        def readable() -> Iterator[NDArray[Any]]:
+            for image in images:
+                try:
+                    pixels = self._pixels(image)
+                except ValueError as error:
+                    reasons.append(str(error))
+                else:
+                    reasons.append(None)
+                    yield pixels
+
+        return self._run(readable()), reasons
 
     def predict_arrays(self, images: NDArray[Any]) -> NDArray[np.float32]:
         """Probabilities, float32 ``(N, number of classes)``, of decoded images of any one size.
@@ -120,8 +141,8 @@ class Bundle:
             parts += self._session.run(["probabilities"], {"image": np.stack(batch)})
         return np.concatenate(parts)
 
-    def _pixels(self, row: int, image: bytes) -> NDArray[Any]:
-        expected = f"row {row}: expected the bytes of an encoded image, found"
+    def _pixels(self, image: bytes, where: str = "") -> NDArray[Any]:
+        expected = f"{where}expected the bytes of an encoded image, found"
         if not isinstance(image, bytes | bytearray | memoryview):
             raise ValueError(f"{expected} {type(image).__name__}; read the file and pass its content")
         try:

@@ -4,6 +4,7 @@ MLflow executes a copy of this file where nothing of this project is installed. 
 beside the network in the bundle, and is loaded from there.
 """
 
+from collections.abc import Iterable
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -54,6 +55,21 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
             ValueError: the shape or the type is not what the model was trained on.
         """
         return self._answer(self.bundle.predict_arrays(images), top_k)
+
+    def predict_each(self, images: Iterable[bytes]) -> pd.DataFrame:
+        """The same where some images may be unreadable, ``model.unwrap_python_model().predict_each(images)``.
+
+        Args:
+            images: encoded.
+
+        Returns:
+            A row for each image, with a further column ``error``: None, or why the image cannot be read and all else
+            is missing.
+        """
+        probabilities, reasons = self.bundle.predict_each(images)
+        answers = self._answer(probabilities, 0).astype(object)  # whole numbers stay whole beside what is missing
+        answers.index = pd.Index([row for row, reason in enumerate(reasons) if reason is None], dtype="int64")
+        return answers.reindex(range(len(reasons))).assign(error=pd.Series(reasons, dtype=object))
 
     def _answer(self, probabilities: NDArray[np.float32], top_k: int) -> pd.DataFrame:
         classes = self.bundle.classes

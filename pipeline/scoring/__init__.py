@@ -1,1 +1,1 @@
-"""Scoring in bulk: images of which there may be more than fit into memory, into Parquet, in parts."""
+"""Scoring in bulk: images of which there may be more than fit into memory, into Parquet."""
