@@ -216,3 +216,21 @@ def test_a_manifest_of_another_kind_is_refused(tmp_path: Path, name: str, conten
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=text):
         list(UnlabelledImages.of(str(tmp_path / name)))
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one_even_where_a_part_has_fewer_images_than_there_are_processes(
+    run: Run, tmp_path: Path
+) -> None:
+    row = run.tested[0]
+    manifest = run.images / "many.csv"
+    manifest.write_text("path\n" + f"{row['path']}\n" * (bulk.IMAGES_A_PART + 1))
+    arguments = [*command(run, manifest, tmp_path / "scores")[:-1], "--trainer.devices=2", "--trainer.strategy=ddp"]
+    try:
+        subprocess.run([sys.executable, "-m", "pipeline", *arguments], cwd=tmp_path, check=True)
+    finally:
+        manifest.unlink()
+    assert [pq.read_metadata(path).num_rows for path in sorted((tmp_path / "scores").glob("*.parquet"))] == [10_000, 1]
+    table = pq.read_table(tmp_path / "scores")
+    assert set(table["label"].to_pylist()) == {row["label"]}
+    np.testing.assert_allclose(table["score"].to_numpy(), float(row["score"]), atol=1e-6)

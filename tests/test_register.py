@@ -18,12 +18,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
 from PIL import Image
 
-from pipeline import registering
+from pipeline import fitting, registering
 from pipeline.cli import main
 from pipeline.outcome import Evaluated
 from pipeline.registry import register as registry
 from pipeline.registry.inference import Bundle
 from tests.registered import Run, frame
+from tests.support import fast, write_images
 
 NOT_GOLDEN = 8  # of 18 test images, which 16 samples are spread over
 
@@ -274,6 +275,26 @@ def test_a_failure_leaves_what_was_registered_before(registered: Run, monkeypatc
     assert registered.register("colours") == 1
     assert registered.client.get_model_version_by_alias("colours", "challenger").version == before
     assert len(registered.client.search_model_versions("name='colours'")) == 1
+
+
+def test_a_run_whose_model_cannot_be_registered_has_all_the_same_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> str:
+        raise RuntimeError("it disagrees")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fitting, "register", fail)
+    write_images(tmp_path / "images", per_class=10)
+    arguments = [*fast(tmp_path / "images"), "--trainer.max_epochs=1", "--model.backbone=resnet20"]
+    assert main(["fit", *arguments, "--registered_model_name=colours"]) == 1
+    (folder,) = Path("runs").iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["registered"] is None
+    assert "test/accuracy" in summary["metrics"]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert main(["register", "--name=colours", f"--checkpoint={folder / 'best.ckpt'}"]) == 0
 
 
 def test_what_disagrees_at_once_is_not_even_logged(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
