@@ -115,10 +115,10 @@ def served(address: str) -> Iterator[Callable[[bytes], object]]:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{Path('mlflow.db').resolve()}"
         write_photographs(Path("images"))
         register(Path("images"))
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{Path('mlflow.db').resolve()}"
         address = f"models:/{_NAME}@challenger"
         model = mlflow.pyfunc.load_model(address)
         folder = Path(mlflow.artifacts.download_artifacts(f"{address}/artifacts/bundle"))

@@ -78,7 +78,7 @@ class EncodedImage:
     """
 
     def __init__(self, source: bytes | str | PathLike[str], channels: int = 3, dtype: str = "uint8") -> None:
-        self._data = source if isinstance(source, bytes) else _read_file(Path(source))
+        self._data = source if isinstance(source, bytes) else read_file(Path(source))
         self.channels = channels
         self.dtype = dtype
         if not self._data:
@@ -207,8 +207,16 @@ def _explaining() -> Iterator[None]:
         raise OSError(f"it is damaged ({type(error).__name__}: {error})") from error
 
 
-def _read_file(path: Path) -> bytes:
-    found = path.stat()
+def read_file(path: Path) -> bytes:
+    """The bytes of a file, of which it is not known what it is.
+
+    Raises:
+        OSError: there is none, it is a device or a pipe, or it is larger than any image.
+    """
+    try:
+        found = path.stat()
+    except ValueError as error:  # what no file can be called
+        raise OSError(str(error)) from error
     if not stat.S_ISREG(found.st_mode):
         raise OSError("it is no regular file")  # a pipe would never answer, a device never end
     if found.st_size > MOST_BYTES:

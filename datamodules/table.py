@@ -150,12 +150,20 @@ def walk_images(folder: Path) -> Iterator[str]:
     """Files below a folder that are called images, relative to it, one by one; hidden ones are passed over.
 
     Those of a folder come before those of the folders in it, each sorted. Links that lead nowhere, pipes and the like
-    are among them, so that nothing is lost in silence: who opens them says what they are.
+    are among them, so that nothing is lost in silence: who opens them says what they are. Links to folders are not
+    followed.
 
     Raises:
-        DataError: a name is no UTF-8, and could not be written into any file of a run.
+        DataError: a folder cannot be listed; a name is no UTF-8, and could not be written into any file of a run.
     """
-    for top, folders, files in os.walk(folder):
+
+    def refuse(error: OSError) -> None:
+        raise DataError(
+            f"data: expected folders that can be listed, found '{printable(str(error.filename))}' ({error.strerror}); "
+            "let it be read, or move it elsewhere."
+        ) from error
+
+    for top, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if name.startswith(".") or Path(name).suffix.lower() not in IMAGE_SUFFIXES:

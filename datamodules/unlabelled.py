@@ -63,19 +63,30 @@ class UnlabelledImages:
         return self._from_parquet() if self.source.suffix.lower() == ".parquet" else self._from_csv()
 
     def _from_csv(self) -> Iterator[str]:
-        with self.source.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            self._require_path(reader.fieldnames or [])
-            for row in reader:
-                yield row[_PATH] or ""  # which is no image, and is told as such
+        try:
+            with self.source.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file)
+                self._require_path(reader.fieldnames or [])
+                for row in reader:
+                    yield row[_PATH] or ""  # which is no image, and is told as such
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise self._unreadable("rows of separated values in UTF-8", error) from error
 
     def _from_parquet(self) -> Iterator[str]:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with pq.ParquetFile(self.source) as file:
-            self._require_path(file.schema_arrow.names)
-            for batch in file.iter_batches(_ROWS, columns=[_PATH]):
-                yield from (path or "" for path in batch.column(0).to_pylist())
+        try:
+            with pq.ParquetFile(self.source) as file:
+                self._require_path(file.schema_arrow.names)
+                for batch in file.iter_batches(_ROWS, columns=[_PATH]):
+                    yield from (path or "" for path in batch.column(0).cast(pa.string()).to_pylist())
+        except pa.ArrowException as error:
+            raise self._unreadable("Parquet with paths as text", error) from error
+
+    def _unreadable(self, expected: str, error: Exception) -> DataError:
+        reason = " ".join(str(error).split())
+        return DataError(f"data.predict_path: expected {expected} in '{self.source}', found something else ({reason}).")
 
     def _require_path(self, columns: Sequence[str]) -> None:
         if _PATH not in columns:

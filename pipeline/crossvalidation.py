@@ -19,7 +19,7 @@ from pipeline.exits import INTERRUPTED, TERMINATED, Terminated
 from pipeline.outcome import Evaluated, write_summary
 from pipeline.parsing import BESIDE_FIT, Parser
 from pipeline.progress import say
-from pipeline.runs import CONFIG, PREDICTIONS, RUNS, SPLIT, SUMMARY, new_run_name, require_folder
+from pipeline.runs import CONFIG, PREDICTIONS, RUNS, SPLIT, SUMMARY, new_run_name, read_identity, require_folder
 from pipeline.tracking.logger import MLflowLogger
 
 FOLDS = "folds.json"
@@ -200,8 +200,8 @@ def _read_predictions(
 
 def _track(folds: Folds, first: Path, metrics: dict[str, Estimate]) -> None:
     """A tracked run for the whole, beside those of the folds; none where these were not tracked."""
-    tracked = json.loads((first / SUMMARY).read_text(encoding="utf-8"))
-    if tracked["tracking_uri"] is None:
+    tracked = read_identity(first)
+    if "tracking_uri" not in tracked:
         return
     settings = yaml.safe_load((first / CONFIG).read_text(encoding="utf-8"))["logger"]
     logger = MLflowLogger(settings["experiment_name"], tracked["tracking_uri"], folder=folds.folder)

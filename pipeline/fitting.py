@@ -25,6 +25,7 @@ from pipeline.runs import BEST, CONFIG, LAST, START, SUMMARY, RunFolder, config_
 from pipeline.task import ClassificationTask
 from pipeline.tracking.logger import MLflowLogger
 from pipeline.tracking.recorder import DataFacts, RunRecorder
+from pipeline.tracking.store import without_password
 from pipeline.tracking.system_metrics import SystemMetrics
 
 _PATIENCE = 30.0  # seconds that a tracking server which is away has to come back before a model is registered
@@ -217,7 +218,7 @@ class Fitting:
         summary = {
             "run_id": logger.run_id if logger else None,
             "experiment_id": logger.experiment_id if logger else None,
-            "tracking_uri": logger.tracking_uri if logger else None,
+            "tracking_uri": without_password(logger.tracking_uri) if logger else None,
             "run_dir": str(folder.resolve()),
             "checkpoint": str(best),
             "classes": task.classes,

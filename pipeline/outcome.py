@@ -11,6 +11,7 @@ from pipeline.evaluation.predictions import Predictions, write_csv
 from pipeline.progress import say
 from pipeline.runs import CONFIG, PREDICTIONS, SPLIT, SUMMARY, write_json
 from pipeline.tracking.logger import MLflowLogger
+from pipeline.tracking.store import without_password
 
 _NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1", "log_loss": "log loss", "mean_average_precision": "mean AP"}
 
@@ -98,7 +99,7 @@ def say_next(folder: Path, checkpoint: Path, logger: MLflowLogger | None, regist
     """Print where things are and the commands that follow."""
     say(f"\nrun folder    {folder}")
     if logger is not None:
-        say(f"tracked in    {logger.tracking_uri}  (run {logger.run_id or 'not there yet'})")
+        say(f"tracked in    {without_password(logger.tracking_uri)}  (run {logger.run_id or 'not there yet'})")
     if registered is not None:
         say(f"registered    models:/{registered['name']}@challenger  (version {registered['version']})")
     config, best = folder / CONFIG, folder / checkpoint.name
@@ -109,4 +110,5 @@ def say_next(folder: Path, checkpoint: Path, logger: MLflowLogger | None, regist
     say(f"  python -m pipeline test --config {config} --ckpt_path {best}")
     say(f"  python -m pipeline predict --config {config} --ckpt_path {best} --data.predict_path <folder of images>")
     if registered is not None and logger is not None:
-        say(f"  python -m pipeline promote --name {registered['name']} --tracking_uri {logger.tracking_uri}")
+        uri = without_password(logger.tracking_uri)
+        say(f"  python -m pipeline promote --name {registered['name']} --tracking_uri {uri}")

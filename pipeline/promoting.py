@@ -55,10 +55,9 @@ def _read_rules(file: str | None) -> Rules:
         return Rules()
     try:
         return Rules.from_yaml(Path(file).expanduser().read_text(encoding="utf-8"), file)
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"--rules: expected a file that can be read, found '{file}' ({error.strerror}); copy "
-            "configs/promotion.yaml."
+            f"--rules: expected a file of text that can be read, found '{file}' ({error}); copy configs/promotion.yaml."
         ) from error
 
 

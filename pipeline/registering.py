@@ -20,6 +20,7 @@ from pipeline.registry.runs import fetch_run, run_tags
 from pipeline.runs import CONFIG, config_digest, read_identity
 from pipeline.settings import require_model_name
 from pipeline.task import ClassificationTask
+from pipeline.tracking.store import without_password
 from pipeline.transfer_cli import TransferCLI
 
 _BESIDE_TEST = "Every setting of test may stand beside these, as where the images are now: --data.root FOLDER, ..."
@@ -91,8 +92,9 @@ def run_register(arguments: Sequence[str], terminal: bool, started: float) -> in
         )
         version = register(own.name, candidate, run.tracking_uri, run.run_id)
     say(f"\nregistered    models:/{own.name}@challenger  (version {version}); it repeated the whole test by itself")
-    say(f"tracked in    {run.tracking_uri}  (run {run.run_id})")
-    say(f"\nnext:\n  python -m pipeline promote --name {own.name} --tracking_uri {run.tracking_uri}")
+    shown = without_password(run.tracking_uri)
+    say(f"tracked in    {shown}  (run {run.run_id})")
+    say(f"\nnext:\n  python -m pipeline promote --name {own.name} --tracking_uri {shown}")
     return SUCCESS
 
 
@@ -108,7 +110,7 @@ def _beside(checkpoint: Path) -> _Run:
         ) from error
     if run_id is None:
         raise UserError(
-            f"--checkpoint: expected a run that its tracking server has, found that {tracking_uri} has not taken it "
-            f"yet; run `python -m pipeline sync {checkpoint.parent}` first."
+            f"--checkpoint: expected a run that its tracking server has, found that it was not taken by "
+            f"{without_password(tracking_uri)} yet; run `python -m pipeline sync {checkpoint.parent}` first."
         )
     return _Run(tracking_uri, run_id, checkpoint.parent / CONFIG, checkpoint)

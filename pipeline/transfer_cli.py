@@ -42,7 +42,7 @@ from pipeline.tracking.logger import MLflowLogger
 from pipeline.tracking.recorder import DataFacts
 
 CSV = ".csv"
-_FOLDERS = ("", ".parquet")  # endings of folders that are filled with Parquet files
+_FILES = (".json", ".tsv", ".txt", ".xlsx")  # endings that no folder is given
 
 
 class TransferCLI(LightningCLI):
@@ -202,7 +202,7 @@ class TransferCLI(LightningCLI):
                 raise UserError(f"--output: expected the name of a new file, found {PREDICTIONS} here; name one.")
             settings.output = PREDICTIONS
         suffix = Path(settings.output).suffix.lower()
-        if suffix != CSV and (self.subcommand != "predict" or suffix not in _FOLDERS):
+        if suffix != CSV and (self.subcommand != "predict" or suffix in _FILES):
             folder = ", or a folder, which is filled with Parquet," if self.subcommand == "predict" else ""
             raise UserError(f"--output: expected a file name that ends in {CSV}{folder} found '{settings.output}'.")
         if suffix != CSV and settings.data.init_args.predict_path is None:

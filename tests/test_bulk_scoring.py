@@ -161,7 +161,8 @@ def test_memory_does_not_grow_with_the_number_of_images(run: Run, small_parts: N
         ("checkpoint", "was begun with another checkpoint"),
         ("views", "was begun with another test_time_augmentation (test_time_augmentation none)"),
         ("source", "was begun with another images"),
-        ("images", "found others in part 0: images were added or removed since"),
+        ("images", "found others in part 0: images were added, removed or changed since"),
+        ("content", "found others in part 0: images were added, removed or changed since"),
         ("other files", "holds something else"),
         ("a file", "holds something else"),
         ("ending", "expected a file name that ends in .csv, or a folder"),
@@ -188,6 +189,8 @@ def test_a_folder_of_another_scoring_is_left_alone(
     elif change == "images":
         Image.new("RGB", (9, 9)).save(images / "000a.png")
         Image.new("RGB", (9, 9)).save(images / "0.png")
+    elif change == "content":
+        Image.new("RGB", (40, 40)).save(min(images.iterdir()))
     elif change == "other files":
         again[3] = f"--output={images}"
     elif change == "a file":
@@ -203,17 +206,52 @@ def test_a_folder_of_another_scoring_is_left_alone(
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
 
 
+def test_numbers_are_paths_and_what_no_file_can_be_called_is_a_row(run: Run, small_parts: None, tmp_path: Path) -> None:
+    good = (run.images / run.tested[0]["path"]).read_bytes()
+    (tmp_path / "7").write_bytes(good)
+    pq.write_table(pa.table({"path": [7, 8]}), tmp_path / "numbers.parquet")
+    assert main(command(run, tmp_path / "numbers.parquet", tmp_path / "scores")) == 0
+    assert [row["error"] is None for row in scored(tmp_path / "scores")] == [True, False]
+    pq.write_table(pa.table({"path": ["7", "a\0b"]}), tmp_path / "odd.parquet")
+    assert main(command(run, tmp_path / "odd.parquet", tmp_path / "others")) == 0
+    assert [row["error"] is None for row in scored(tmp_path / "others")] == [True, False]
+
+
+def test_a_folder_that_was_hardly_begun_is_gone_on_with(run: Run, small_parts: None, tmp_path: Path) -> None:
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / "_scoring.json.part").write_text("{")
+    assert main(command(run, run.images, tmp_path / "scores")) == 0
+    assert_as_tested(scored(tmp_path / "scores"), run)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.png").touch()
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"expected folders that can be listed, found '.*closed' \(Permission denied\)"):
+        list(UnlabelledImages.of(str(tmp_path)))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
         ("a.csv", "file\na.png\n", "expected a column path in '.*a.csv', found file"),
         ("a.csv", "", "expected a column path in '.*a.csv', found none"),
         ("a.csv", "path\n", "expected images in '.*a.csv', found none"),
+        ("a.csv", "path\nb\0.png\n\udce4.png\n", "expected rows of separated values in UTF-8 in"),
+        ("a.parquet", "PAR1 no", "expected Parquet with paths as text in"),
         ("a.txt", "path\n", "expected a folder of images, or a CSV or Parquet file with a column path, found '"),
     ],
 )
 def test_a_manifest_of_another_kind_is_refused(tmp_path: Path, name: str, content: str, text: str) -> None:
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=text):
         list(UnlabelledImages.of(str(tmp_path / name)))
 

@@ -258,6 +258,8 @@ def test_a_failure_on_the_way_is_written_down(store: Store, monkeypatch: pytest.
     [
         ({"metrik": "accuracy"}, "found 'metrik'; did you mean metric?"),
         ({"metric": "beauty"}, "metric: expected one of accuracy, macro_f1, log_loss"),
+        ({"metric": ["accuracy"]}, "metric: expected one of accuracy, macro_f1, log_loss"),
+        ({"class_floors": {1: 0.5}}, "class_floors: expected a, b, found '1'"),
         ({"metric": "mean_average_precision"}, "metric: expected accuracy, macro_f1, log_loss for this model"),
         ({"confidence": 95}, "confidence: expected a number between 0 and 1, found 95"),
         ({"max_loss": -0.1}, "max_loss: expected 0 or more, found -0.1"),
@@ -280,7 +282,8 @@ def test_a_wrong_rule_is_named(
     ("arguments", "words"),
     [
         (["--lock_timeout=0"], "--lock_timeout: expected seconds above 0"),
-        (["--rules=nowhere.yaml"], "--rules: expected a file that can be read, found 'nowhere.yaml'"),
+        (["--rules=nowhere.yaml"], "--rules: expected a file of text that can be read, found 'nowhere.yaml'"),
+        (["--rules=broken.yaml"], "broken.yaml: expected rules in YAML, found something else"),
         (["--rollback", "--rules=x"], "--rollback: expected no --rules beside it"),
         ([], "--name: expected a registered model, found none of 'cells'"),
     ],
@@ -288,6 +291,7 @@ def test_a_wrong_rule_is_named(
 def test_a_wrong_call_is_one_clear_error(
     store: Store, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
+    Path("broken.yaml").write_text("metric: [")
     assert store.promote(*arguments) == 2
     assert words in capsys.readouterr().err
 

@@ -4,7 +4,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, near_matches
-from pipeline.tracking.store import pointing_mlflow_at, prepare_store, resolve_tracking_uri
+from pipeline.tracking.store import asking, pointing_mlflow_at, require_there, resolve_tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,10 +34,11 @@ def pin(address: str, tracking_uri: str | None, setting: str) -> tuple[str, str]
         raise UserError(f"{setting}: expected models:/<name>@<alias> or models:/<name>/<version>, found '{address}'.")
     name, alias, version = match.groups()
     uri = resolve_tracking_uri(tracking_uri)
-    prepare_store(uri)
+    require_there(uri)
     client = mlflow.MlflowClient(uri, uri)
     try:
-        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+        with asking(uri):
+            found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
     except MlflowException as error:
         raise UserError(
             f"{setting}: expected a registered model for '{address}' in {uri}, found none; "

@@ -19,7 +19,7 @@ from pipeline.registry.versions import (
     fetch_tested,
     read_version,
 )
-from pipeline.tracking.store import prepare_store, resolve_tracking_uri
+from pipeline.tracking.store import asking, require_there, resolve_tracking_uri, speaking
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,11 @@ class Promoter:
 
         self.name = name
         self.uri = resolve_tracking_uri(tracking_uri)
-        prepare_store(self.uri)
+        require_there(self.uri)
         self.client = MlflowClient(self.uri, self.uri)
         self.lock_seconds = lock_seconds
-        aliases(self.client, name)
+        with asking(self.uri):
+            aliases(self.client, name)
 
     def promote(self, rules: Rules, trial: bool = False) -> Decision:
         """Make the challenger the champion, if it is no worse by the rules.
@@ -152,8 +153,10 @@ class Promoter:
     def _change(self, decision: Decision, back: bool) -> str | None:
         """Set the aliases under the lock; why not, where that is so."""
         client, name = self.client, self.name
+        # A write that MLflow goes on trying could arrive when another process has the lock.
+        at_once = speaking(max(1, round(self.lock_seconds / 4)), retries=0)
         try:
-            with PromotionLock(client, name, self.lock_seconds) as lock:
+            with at_once, PromotionLock(client, name, self.lock_seconds) as lock:
                 now = aliases(client, name)
                 if now.get(CHAMPION) != decision.champion:
                     return (
@@ -175,6 +178,7 @@ class Promoter:
                 if back:
                     client.delete_registered_model_alias(name, PREVIOUS)
                 self._read_back(decision, back)
+                lock.require_held()
         except LockError as error:
             return str(error)
         return None

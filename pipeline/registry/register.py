@@ -24,7 +24,7 @@ from pipeline.registry.proof import keep_images, prove, require_agreement
 from pipeline.registry.tested import TESTED, Tested
 from pipeline.registry.versions import CHALLENGER, PROVEN
 from pipeline.task import ClassificationTask
-from pipeline.tracking.store import is_away, pointing_mlflow_at
+from pipeline.tracking.store import is_away, pointing_mlflow_at, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -98,9 +98,11 @@ def register(name: str, candidate: Candidate, tracking_uri: str, run_id: str) ->
     try:
         return _register(name, candidate, tracking_uri, run_id)
     except Exception as error:
-        if is_away(error, tracking_uri):
-            reason = str(error).strip().splitlines()[0]
-            raise StoreAwayError(f"expected '{tracking_uri}' to answer, found that it does not ({reason})") from error
+        if is_away(error):
+            raise StoreAwayError(
+                f"expected the tracking server '{without_password(tracking_uri)}' to answer, found that it does not; "
+                "try again when it is there."
+            ) from error
         raise
 
 

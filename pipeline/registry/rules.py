@@ -49,7 +49,11 @@ class Rules:
         Raises:
             UserError: a rule is unknown, or its value out of range; the message says where.
         """
-        content = yaml.safe_load(text) or {}
+        try:
+            content = yaml.safe_load(text) or {}
+        except yaml.YAMLError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{where}: expected rules in YAML, found something else ({reason}).") from error
         known = [rule.name for rule in fields(cls)]
         if not isinstance(content, dict):
             raise UserError(
@@ -61,6 +65,9 @@ class Rules:
                     f"{where}: expected rules {', '.join(known)}, found '{name}'; {near_matches(str(name), known)}"
                     "remove or correct it."
                 )
+        floors = content.get("class_floors")
+        if isinstance(floors, dict):  # classes may be called by numbers
+            content["class_floors"] = {str(name): floor for name, floor in floors.items()}
         rules = cls(**content)
         for name, expected, fits in rules._demands():
             if not fits:
@@ -72,7 +79,11 @@ class Rules:
         return asdict(self)
 
     def _demands(self) -> Iterator[tuple[str, str, bool]]:
-        yield "metric", f"one of {', '.join(MULTI_LABEL_METRICS)}", self.metric in MULTI_LABEL_METRICS
+        yield (
+            "metric",
+            f"one of {', '.join(MULTI_LABEL_METRICS)}",
+            isinstance(self.metric, str) and self.metric in MULTI_LABEL_METRICS,
+        )
         yield "confidence", "a number between 0 and 1", _is_number(self.confidence) and 0 < self.confidence < 1
         yield "min_difference", "a number", _is_number(self.min_difference)
         yield "max_loss", "0 or more", _is_number(self.max_loss) and self.max_loss >= 0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.runs import BEST, CONFIG
-from pipeline.tracking.store import pointing_mlflow_at, prepare_store, resolve_tracking_uri
+from pipeline.tracking.store import asking, pointing_mlflow_at, require_there, resolve_tracking_uri
 
 
 def fetch_run(run_id: str, tracking_uri: str | None, folder: Path) -> tuple[str, str, Path, Path]:
@@ -25,9 +25,10 @@ def fetch_run(run_id: str, tracking_uri: str | None, folder: Path) -> tuple[str,
     from mlflow.exceptions import MlflowException
 
     uri = resolve_tracking_uri(tracking_uri)
-    prepare_store(uri)
+    require_there(uri)
     try:
-        mlflow.MlflowClient(uri, uri).get_run(run_id)
+        with asking(uri):
+            mlflow.MlflowClient(uri, uri).get_run(run_id)
     except MlflowException as error:
         raise UserError(
             f"--run: expected the id of a run in {uri}, found none of '{run_id}'; it stands in the run's summary.json."
@@ -56,7 +57,8 @@ def run_tags(run_id: str, tracking_uri: str) -> dict[str, str]:
     from mlflow.exceptions import MlflowException
 
     try:
-        tags = MlflowClient(tracking_uri, tracking_uri).get_run(run_id).data.tags
+        with asking(tracking_uri):
+            tags = MlflowClient(tracking_uri, tracking_uri).get_run(run_id).data.tags
     except MlflowException as error:
         raise UserError(
             f"expected run {run_id} in {tracking_uri}, found none; a version belongs to the run that trained it."

@@ -16,6 +16,7 @@ from datamodules.dataset import ImageDataset, ImageLoader, Item
 from datamodules.errors import DataError
 from datamodules.sampling import EpochSampler, SampleKey
 from datamodules.storage import FileStorage
+from datamodules.unlabelled import UnlabelledImages
 from pipeline.evaluation.predictions import PredictionCollector
 from pipeline.progress import Meter, say
 from pipeline.scoring.parts import Part, PartFolder
@@ -109,16 +110,16 @@ class BulkScoring:
         total = sum(1 for _ in images)
         parts = PartFolder(folder, self._about())
         # Looked up before any process writes one.
-        there = [parts.has(part) for part in _cut(images)]
+        there = {part.number for part in _cut(images) if parts.has(part)}
         done = unreadable = scored = 0
         started = time.perf_counter()
         for part in _cut(images):
-            if not there[part.number]:
+            if part.number not in there:
                 unreadable += self._score(part, parts)
                 scored += len(part.paths)
             done += len(part.paths)
             self.meter("scoring", done, total)
-            if not there[part.number] and not self.meter.shown and done < total:
+            if part.number not in there and not self.meter.shown and done < total:
                 rate = scored / (time.perf_counter() - started)
                 say(f"{done:,} of {total:,} images, {rate:.0f} a second")
         before = f", {done - scored:,} of them before" if scored < done else ""
@@ -160,8 +161,8 @@ class BulkScoring:
         }
 
 
-def _cut(images: Any) -> Iterator[Part]:
+def _cut(images: UnlabelledImages) -> Iterator[Part]:
     paths, number = iter(images), 0
     while some := list(islice(paths, IMAGES_A_PART)):
-        yield Part(number, some)
+        yield Part(number, images.root, some)
         number += 1

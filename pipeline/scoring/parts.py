@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from pipeline.evaluation.predictions import Predictions
 from pipeline.runs import write_json
 
 _ABOUT = "_scoring.json"  # which readers of Parquet folders pass over
-_DIGEST, _CLASSES = b"paths_sha256", b"classes"
+_DIGEST, _CLASSES = b"images_sha256", b"classes"
 
 
 @dataclass(frozen=True)
@@ -25,16 +27,26 @@ class Part:
 
     Attributes:
         number: of the part, from 0.
+        root: where the paths begin.
         paths: of its images.
     """
 
     number: int
+    root: Path
     paths: Sequence[str]
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 of the paths."""
-        return hashlib.sha256("\0".join(self.paths).encode()).hexdigest()
+        """SHA-256 of each image's path, size and time of change."""
+        sha = hashlib.sha256()
+        for path in self.paths:
+            try:
+                found = os.stat(self.root / path)
+                known = f"{found.st_size} {found.st_mtime_ns}"
+            except (OSError, ValueError):  # it cannot be read, which its row will say
+                known = ""
+            sha.update(f"{path}\0{known}\n".encode())
+        return sha.hexdigest()
 
 
 class PartFolder:
@@ -64,7 +76,7 @@ class PartFolder:
                     f"--output: expected a new folder, or that of the same scoring to go on with, found '{folder}', "
                     f"which was begun with another {' and '.join(others)} ({before}); name another folder."
                 )
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {f"{_ABOUT}.part"}):
             raise UserError(f"--output: expected a new folder, found that '{folder}' holds something else; name one.")
         else:
             folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +94,7 @@ class PartFolder:
         if (pq.read_schema(file).metadata or {}).get(_DIGEST) != part.digest.encode():
             raise UserError(
                 f"--output: expected the images that '{self.folder}' was begun with, found others in part "
-                f"{part.number}: images were added or removed since; name another folder."
+                f"{part.number}: images were added, removed or changed since; name another folder."
             )
         return True
 

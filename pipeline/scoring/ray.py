@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from datamodules.decode import read_file
 from pipeline.errors import UserError
 from pipeline.registry.loading import load, pin
 
@@ -77,7 +78,7 @@ def score(
             compute=ray.data.ActorPoolStrategy(size=workers),
             # Ray sets OMP_NUM_THREADS, to which the model keeps, to 1 in either case. Ray's own listing of files waits
             # for a whole core, forever where the workers count for all of them.
-            num_cpus=1 if workers < ray.cluster_resources()["CPU"] else 0,
+            num_cpus=1 if workers < ray.cluster_resources().get("CPU", 0) else 0,
             max_task_retries=_TRIES_AGAIN,
         ).write_parquet(
             str(written), min_rows_per_file=_ROWS_PER_FILE, concurrency=workers, ray_remote_args={"num_cpus": 0}
@@ -120,7 +121,7 @@ class Worker:
     def _content(self, value: Any) -> Any:
         if value is None:
             raise ValueError("expected one, found null")
-        return value if self._column == _IMAGE else (self._root / value).read_bytes()
+        return value if self._column == _IMAGE else read_file(self._root / value)
 
 
 def _ray() -> Any:

@@ -166,7 +166,7 @@ class Replay:
                     self._log_parameters(content["values"])
                 case "tags":
                     for name, value in content["values"].items():
-                        self._offer([(name, value)], lambda tags: self.client.set_tag(self.sent.run_id, *tags[0]))
+                        self._offer([(name, value)], self._set_tag)
                 case "inputs":
                     self._offer([content], self._log_inputs)
                 case "end":
@@ -212,6 +212,9 @@ class Replay:
             if run_id != self.sent.run_id:
                 self.client.delete_run(run_id)
 
+    def _set_tag(self, tags: Sequence[Any]) -> None:
+        self.client.set_tag(self.sent.run_id, *tags[0], synchronous=True)
+
     def _log_metrics(self, batch: Sequence[Entry]) -> None:
         from mlflow.entities import Metric
 
@@ -221,9 +224,7 @@ class Replay:
             for name, value in entry.content["values"].items()
         )
         while part := list(islice(points, _MOST_METRICS)):
-            self._offer(
-                part, lambda metrics: self.client.log_batch(self.sent.run_id, metrics=metrics, synchronous=True)
-            )
+            self._offer(part, lambda metrics: self._log_batch(metrics=metrics))
 
     def _log_parameters(self, values: dict[str, str]) -> None:
         from mlflow.entities import Param

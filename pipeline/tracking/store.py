@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ DEFAULT_URI = _SQLITE + "mlflow.db"
 # MLflow takes addresses and limits from the environment, which all threads share: one at a time speaks to it.
 _speaking = threading.RLock()
 _MODEL_SECONDS = 60  # for an answer about a model
+_ASKING_SECONDS = 20
+_PASSWORD = re.compile(r"^([^/]+://[^:/@]*:)[^@]*(@)")
 # What no repetition changes. (Not among them: a person who may not write, who can be let in.)
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "INVALID_STATE")
 
@@ -76,8 +79,9 @@ def require_store(tracking_uri: str) -> None:
     except (MlflowException, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"logger.tracking_uri: expected an MLflow store that can be reached, found '{tracking_uri}' "
-            f"({reason}); correct it or MLFLOW_TRACKING_URI, or leave both out for a local store."
+            "logger.tracking_uri: expected an MLflow store that can be reached, found "
+            f"'{without_password(tracking_uri)}' ({reason}); correct it or "
+            "MLFLOW_TRACKING_URI, or leave both out for a local store."
         ) from error
 
 
@@ -116,20 +120,68 @@ def is_missing(error: BaseException) -> bool:
     return getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
 
 
-def is_away(error: BaseException, tracking_uri: str) -> bool:
+def is_away(error: BaseException) -> bool:
     """Whether something failed because a server could not be reached, or said that it cannot answer now."""
+    from requests.exceptions import RequestException
+
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):  # all errors of connections are
+    while cause is not None and not isinstance(cause, RequestException):
         cause = cause.__cause__ or cause.__context__
-    return cause is not None and tracking_uri.startswith("http")
+    return cause is not None
+
+
+@contextlib.contextmanager
+def asking(tracking_uri: str) -> Iterator[None]:
+    """Ask a store in the block for what it has, and do not wait for minutes for an answer.
+
+    Raises:
+        UserError: it is a server that does not answer, or MLflow has no store for such an address.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with speaking(_ASKING_SECONDS, retries=1):
+            yield
+    except MlflowException as error:
+        if is_away(error):
+            raise UserError(
+                f"expected the tracking server '{without_password(tracking_uri)}' to answer, found that it does not; "
+                "try again when it is there, or correct its address."
+            ) from error
+        raise
+
+
+def require_there(tracking_uri: str) -> None:
+    """Refuse an address where nothing can have been tracked, and make nothing there.
+
+    Raises:
+        UserError: MLflow has no store for it, or there is no such file.
+    """
+    if tracking_uri.startswith(_SQLITE) and not Path(tracking_uri.removeprefix(_SQLITE)).is_file():
+        raise UserError(
+            f"tracking_uri: expected a store that runs were tracked in, found none at '{tracking_uri}'; go to the "
+            "folder of the runs, or give the address that `fit` printed."
+        )
+    require_store(tracking_uri)
+
+
+def without_password(tracking_uri: str) -> str:
+    """An address for people to read.
+
+    Example:
+        >>> without_password("postgresql://ada:secret@host/db")
+        'postgresql://ada:***@host/db'
+    """
+    return _PASSWORD.sub(r"\1***\2", tracking_uri)
 
 
 def where_to_look(tracking_uri: str, experiment_id: str, run_id: str) -> list[str]:
     """Lines that say how a person gets to see a run."""
     page = f"#/experiments/{experiment_id}/runs/{run_id}"
+    shown = without_password(tracking_uri)
     if tracking_uri.startswith("http"):
-        return [f"open {tracking_uri.rstrip('/')}/{page}"]
-    return [f"mlflow ui --backend-store-uri {tracking_uri}", f"  and open http://127.0.0.1:5000/{page}"]
+        return [f"open {shown.rstrip('/')}/{page}"]
+    return [f"mlflow ui --backend-store-uri {shown}", f"  and open http://127.0.0.1:5000/{page}"]
 
 
 @contextlib.contextmanager

@@ -31,24 +31,32 @@ def run_sync(arguments: Sequence[str]) -> int:
     """
     parser = Parser("sync", "Send what the tracking server missed, and end runs whose process is gone.")
     parser.add_argument("folders", nargs="+", metavar="RUN_FOLDER", help="runs/<UTC time>-<id>")
+    failures = []
     for folder in [Path(name) for name in parser.parse_args(arguments).folders]:
-        if not (folder / JOURNAL).is_file():
-            raise UserError(
-                f"sync: expected a run folder with a {JOURNAL}, found none in '{folder}'; name another one."
-            )
-        lock = RunLock(folder)
         try:
-            lock.acquire()
-        except RunBusyError as error:
-            raise UserError(
-                f"sync: expected a run that has ended in '{folder}', found that it is still being trained by process "
-                f"{error.process}, which sends it itself; wait until that has ended."
-            ) from error
-        try:
-            _sync(folder)
-        finally:
-            lock.release()
+            _sync_folder(folder)
+        except UserError as error:  # the others can be sent all the same
+            failures.append(str(error))
+    if failures:
+        raise UserError("\n".join(failures))
     return SUCCESS
+
+
+def _sync_folder(folder: Path) -> None:
+    if not (folder / JOURNAL).is_file():
+        raise UserError(f"sync: expected a run folder with a {JOURNAL}, found none in '{folder}'; name another one.")
+    lock = RunLock(folder)
+    try:
+        lock.acquire()
+    except RunBusyError as error:
+        raise UserError(
+            f"sync: expected a run that has ended in '{folder}', found that it is still being trained by process "
+            f"{error.process}, which sends it itself; wait until that has ended."
+        ) from error
+    try:
+        _sync(folder)
+    finally:
+        lock.release()
 
 
 def _sync(folder: Path) -> None:
@@ -113,10 +121,10 @@ def _end_dead(folder: Path) -> str | None:
             f"expected '{folder / JOURNAL}' to begin with the run's name and address, found a damaged line; what is in "
             "it cannot be sent."
         )
+    journal = Journal(folder)  # which cuts off a line that was torn
     if last.operation != "end":
-        journal = Journal(folder)
         journal.append("end", {"key": first.content["key"], "status": "KILLED"}, at=last.time)
-        journal.close()
+    journal.close()
     return first.content["tracking_uri"]
 
 
@@ -140,8 +148,8 @@ class Recovery:
 
     def stop(self) -> None:
         """Wait a little for what is under way, and begin nothing more."""
-        self._thread.join(_LAST_STEP)
         self._stopping = True
+        self._thread.join(_LAST_STEP)
 
     def _run(self) -> None:
         away: set[str] = set()
