@@ -62,6 +62,43 @@ def test_sync_of_what_is_no_run_is_one_clear_error(tmp_path: Path, capsys: pytes
     assert "RUN_FOLDER" in capsys.readouterr().err
 
 
+def test_what_is_no_run_does_not_keep_others_back(
+    logger: MLflowLogger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with logger.closing():
+        logger.log_metrics({"a": 1.0})
+    (logger.folder / "journal.sent.json").unlink()
+    assert main(["sync", str(tmp_path), str(logger.folder)]) == 2
+    shown = capsys.readouterr()
+    assert "operations sent" in shown.out
+    assert "expected a run folder with a journal.jsonl, found none" in shown.err
+
+
+def test_a_line_that_was_torn_after_the_end_is_cut_off(logger: MLflowLogger) -> None:
+    with logger.closing():
+        logger.log_metrics({"a": 1.0})
+    with (logger.folder / "journal.jsonl").open("a") as file:
+        file.write('{"time": 1, "op": "res')
+    for _ in range(2):
+        assert main(["sync", str(logger.folder)]) == 0
+
+
+def test_a_run_that_a_person_deleted_is_left_deleted(logger: MLflowLogger, capsys: pytest.CaptureFixture[str]) -> None:
+    with logger.closing():
+        logger.log_metrics({"a": 1.0})
+    assert logger.run_id is not None
+    client = MlflowClient(logger.tracking_uri, logger.tracking_uri)
+    client.delete_run(logger.run_id)
+    journal = Journal(logger.folder)
+    journal.append("resume", {})
+    journal.append("metrics", {"step": 1, "values": {"a": 2.0}})
+    journal.close()
+    for _ in range(2):
+        assert main(["sync", str(logger.folder)]) == 0
+    assert "not taken     3 by the tracking store" in capsys.readouterr().out
+    assert client.get_run(logger.run_id).info.lifecycle_stage == "deleted"
+
+
 def test_a_line_that_was_torn_is_cut_off_and_one_that_is_being_written_waits(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.append("metrics", {"values": {"a": 1.0}}, at=5)

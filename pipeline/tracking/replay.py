@@ -159,7 +159,7 @@ class Replay:
                 case "begin":
                     self._begin(entry)
                 case "resume":
-                    self.client.update_run(self.sent.run_id, status="RUNNING")
+                    self._offer(["RUNNING"], lambda status: self.client.update_run(self.sent.run_id, status[0]))
                 case "metrics":
                     self._log_metrics(batch)
                 case "params":
@@ -170,7 +170,7 @@ class Replay:
                 case "inputs":
                     self._offer([content], self._log_inputs)
                 case "end":
-                    self._end(content["key"], content["status"], entry.time)
+                    self._offer([content["status"]], lambda status: self._end(content["key"], status[0], entry.time))
                 case _:
                     self.sent.refused.append(f"a line that cannot be read: {content}")
 
