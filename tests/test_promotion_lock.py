@@ -66,6 +66,7 @@ def assert_one_wins(uri: str, folder: Path, count: int) -> None:
     assert decisions == ["promoted"] + ["refused"] * (count - 1)
 
 
+@pytest.mark.slow
 def test_of_two_promotions_at_once_one_wins_on_sqlite(uri: str, tmp_path: Path) -> None:
     assert_one_wins(uri, tmp_path, 2)
 

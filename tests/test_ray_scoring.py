@@ -25,6 +25,8 @@ from pipeline.scoring import ray as scoring
 from pipeline.scoring.ray import Worker, score
 from tests.registered import Run
 
+pytestmark = pytest.mark.slow  # Ray takes some ten seconds to start
+
 ADDRESS = "models:/colours@champion"
 PATIENCE_SECONDS = 120
 NOT_AN_IMAGE = b"nonsense"
@@ -143,7 +145,6 @@ def or_give_up(work: Callable[[], Any]) -> Any:
         raise
 
 
-@pytest.mark.slow
 def test_a_killed_worker_is_replaced_by_one_of_the_same_version_and_nothing_is_lost_or_doubled(
     run: Run, cluster: None, tmp_path: Path
 ) -> None:
@@ -177,7 +178,6 @@ def test_a_killed_worker_is_replaced_by_one_of_the_same_version_and_nothing_is_l
             assert_as_tested(found[i], row)
 
 
-@pytest.mark.slow
 def test_what_kills_its_worker_every_time_ends_the_job_and_leaves_nothing(
     run: Run, cluster: None, tmp_path: Path
 ) -> None:

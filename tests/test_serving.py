@@ -27,6 +27,8 @@ from tracking_server import free_port
 from pipeline.cli import main
 from tests.registered import Run, frame
 
+pytestmark = pytest.mark.slow  # a server takes some ten seconds to start
+
 STARTS_SECONDS = 120
 ADDRESS = "models:/colours@champion"
 
@@ -210,7 +212,6 @@ def test_two_versions_live_in_one_process(champion: Run) -> None:
         assert set(careful.predict(images)["label"]) == {""}
 
 
-@pytest.mark.slow
 def test_a_fresh_environment_with_nothing_but_the_models_requirements_serves_it(champion: Run, tmp_path: Path) -> None:
     mlflow.set_tracking_uri(champion.uri)
     try:
