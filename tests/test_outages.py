@@ -2,8 +2,6 @@
 
 import math
 import os
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ from tracking_server import Mode, Proxy, Server, free_port
 from pipeline.cli import main
 from pipeline.tracking.logger import MLflowLogger
 from pipeline.tracking.replay import Replay
+from tests.postgresql import postgresql
 from tests.registered import Run, frame
 from tests.support import fast, write_images
 
@@ -230,37 +229,18 @@ def test_a_run_that_its_server_has_not_taken_cannot_be_registered(
     assert f"run `python -m pipeline sync {run.folder}` first" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(
-    shutil.which("initdb") is None or shutil.which("pg_ctl") is None, reason="PostgreSQL is not installed"
-)
-def test_a_server_on_postgresql(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("postgresql")
-    as_its_user: dict[str, str] = {}
-    if os.getuid() == 0:  # which PostgreSQL refuses to run as
-        as_its_user = {"user": "nobody"}
-        for place in (folder, *folder.parents[:2]):
-            place.chmod(0o755)
-        shutil.chown(folder, "nobody")
-    port, data = free_port(), folder / "data"
-    environment = {**os.environ, "HOME": str(folder)}
-
-    def run(*command: str) -> None:
-        subprocess.run(command, check=True, cwd=folder, env=environment, stdout=subprocess.DEVNULL, **as_its_user)
-
-    run("initdb", "-D", str(data), "-U", "tracking", "--auth=trust", "--no-sync")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
-    run("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
-    server = Server(folder, f"postgresql+psycopg2://tracking@127.0.0.1:{port}/postgres")
-    try:
-        server.start()
-        logger = MLflowLogger(tracking_uri=server.uri, folder=folder / "runs" / "elephant")
-        with logger.closing():
-            log_steps(logger, 0, 200)
-            (logger.folder / "note.txt").write_text("kept")
-            logger.log_file(logger.folder / "note.txt")
-        (logger.folder / "journal.sent.json").unlink()
-        assert main(["sync", str(logger.folder)]) == 0
-        assert_complete(server, "elephant", 200)
-    finally:
-        server.kill()
-        run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+def test_a_server_on_postgresql(tmp_path: Path) -> None:
+    with postgresql() as address:
+        server = Server(tmp_path, address)
+        try:
+            server.start()
+            logger = MLflowLogger(tracking_uri=server.uri, folder=tmp_path / "runs" / "elephant")
+            with logger.closing():
+                log_steps(logger, 0, 200)
+                (logger.folder / "note.txt").write_text("kept")
+                logger.log_file(logger.folder / "note.txt")
+            (logger.folder / "journal.sent.json").unlink()
+            assert main(["sync", str(logger.folder)]) == 0
+            assert_complete(server, "elephant", 200)
+        finally:
+            server.kill()

@@ -1,16 +1,11 @@
 """Two promotions at once: one wins; and what becomes of a lock whose holder is gone."""
 
-import getpass
-import importlib.util
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +16,7 @@ from mlflow import MlflowClient
 from pipeline.registry import lock as module
 from pipeline.registry.lock import LockError, PromotionLock
 from pipeline.registry.versions import CHALLENGER, CHAMPION, PREVIOUS
+from tests.postgresql import postgresql
 from tests.promotions import NAME, add_both, aliases, mlflow_server, promotions_at_once
 
 LOCK = f"{NAME}.promotion-lock"
@@ -77,41 +73,11 @@ def test_of_two_promotions_at_once_one_wins_on_a_server(uri: str, tmp_path: Path
         assert_one_wins(address, tmp_path, 2)
 
 
-@pytest.fixture
-def postgresql() -> Iterator[str]:
-    """A database of its own that is there as long as the test."""
-    programs = [shutil.which(name) for name in ("initdb", "pg_ctl", "createdb")]
-    if not all(programs) or importlib.util.find_spec("psycopg2") is None:
-        pytest.skip("needs PostgreSQL's initdb, pg_ctl and createdb, and the package psycopg2")
-    initdb, control, create = map(str, programs)
-    place = Path(tempfile.mkdtemp(prefix="pg"))  # names of sockets must be short
-    user = getpass.getuser()
-    if os.geteuid() == 0:  # as whom it does not run
-        user = "postgres"
-        shutil.chown(place, user)
-
-    def run(*command: str | Path) -> None:
-        becomes = user if os.geteuid() == 0 else None
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=place, user=becomes, timeout=120)
-
-    data = place / "data"
-    run(initdb, "-D", data, "-U", user, "-A", "trust", "--no-sync")
-    options = f"-c listen_addresses= -c unix_socket_directories={place}"
-    run(control, "-D", data, "-w", "-l", place / "log", "-o", options, "start")
-    try:
-        run(create, "-h", place, "-U", user, "mlflow")
-        yield f"postgresql+psycopg2://{user}@/mlflow?host={place}"
-    finally:
-        run(control, "-D", data, "-m", "immediate", "stop")
-        shutil.rmtree(place)
-
-
 @pytest.mark.slow
-def test_of_two_promotions_at_once_one_wins_on_postgresql(
-    postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_two_promotions_at_once_one_wins_on_postgresql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert_one_wins(postgresql, tmp_path, 2)
+    with postgresql() as address:
+        assert_one_wins(address, tmp_path, 2)
 
 
 # The lock
