@@ -311,14 +311,20 @@ def test_what_disagrees_at_once_is_not_even_logged(run: Run, monkeypatch: pytest
         (["--name=x"], "one of the arguments --run --checkpoint is required"),
         (["--name=x", "--checkpoint=nowhere.ckpt"], "--checkpoint: expected a file, found nothing at 'nowhere.ckpt'"),
         (["--name=x", "--checkpoint=x", "--threshold=1.5"], "--threshold: expected a score above 0 and at most 1"),
-        (["--name=x", "--run=abc"], "--run: expected the id of a run"),
+        (["--name=x", "--run=abc"], "tracking_uri: expected a store that runs were tracked in, found none at"),
+        (["--name=x", "--run=abc", "--tracking_uri={uri}"], "--run: expected the id of a run"),
     ],
 )
 def test_a_wrong_call_is_one_clear_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list, words: str
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["register", *arguments]) == 2
+    assert main(["register", *(argument.format(uri=run.uri) for argument in arguments)]) == 2
     assert words in capsys.readouterr().err
 
 
