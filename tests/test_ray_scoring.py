@@ -136,6 +136,18 @@ class Pipe:
             return False
 
 
+@pytest.fixture
+def reading_pipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that read from a pipe, which by themselves they refuse, and are held by it."""
+
+    class Held(Worker):  # not at the top of a file that the processes of Ray may not find
+        def _content(self, value: Any) -> Any:
+            path = self._root / value
+            return path.read_bytes() if path.is_fifo() else super()._content(value)
+
+    monkeypatch.setattr(scoring, "Worker", Held)
+
+
 def or_give_up(work: Callable[[], Any]) -> Any:
     """Let the job, which waits for the pipe, end where something goes wrong beside it."""
     try:
@@ -146,7 +158,7 @@ def or_give_up(work: Callable[[], Any]) -> Any:
 
 
 def test_a_killed_worker_is_replaced_by_one_of_the_same_version_and_nothing_is_lost_or_doubled(
-    run: Run, cluster: None, tmp_path: Path
+    run: Run, cluster: None, reading_pipes: None, tmp_path: Path
 ) -> None:
     assert run.register("colours", "--threshold=0.999999") == 0  # would give no labels
     tested = [run.tested[i % len(run.tested)] for i in range(300)]
@@ -179,7 +191,7 @@ def test_a_killed_worker_is_replaced_by_one_of_the_same_version_and_nothing_is_l
 
 
 def test_what_kills_its_worker_every_time_ends_the_job_and_leaves_nothing(
-    run: Run, cluster: None, tmp_path: Path
+    run: Run, cluster: None, reading_pipes: None, tmp_path: Path
 ) -> None:
     pipe = Pipe(tmp_path / "pipe")
     source = table(tmp_path / "source", id=[0, 1], path=[run.tested[0]["path"], str(pipe.path)])
@@ -211,6 +223,12 @@ def test_a_file_that_cannot_be_read_is_answered_by_its_reason(run: Run, bad: str
     assert_unanswered(first, "path: ")
     assert_as_tested(good, run.tested[0])
     assert_unanswered(last, "path: ")
+
+
+def test_a_pipe_among_the_paths_does_not_hold_a_worker(run: Run, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (answer,) = Worker("models:/colours/1", run.uri, "path", tmp_path)(pa.table({"path": ["pipe"]})).to_pylist()
+    assert_unanswered(answer, "path: it is no regular file")
 
 
 def test_a_batch_of_which_nothing_can_be_read_has_the_columns_of_any_other(run: Run) -> None:
