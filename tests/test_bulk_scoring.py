@@ -20,7 +20,9 @@ from PIL import Image
 from datamodules.errors import DataError
 from datamodules.unlabelled import UnlabelledImages
 from pipeline.cli import main
+from pipeline.evaluation.predictions import Predictions
 from pipeline.scoring import bulk
+from pipeline.scoring.parts import Part, PartFolder
 from tests.registered import Run
 
 IN_PARTS = "import sys; from pipeline.scoring import bulk; bulk.IMAGES_A_PART = int(sys.argv.pop(1)); "
@@ -117,6 +119,18 @@ def test_images_that_cannot_be_read_are_rows_with_their_reason(
         assert rows["3.png"][name] is None
     assert rows["4.png"]["label"] == run.tested[0]["label"]
     assert "3 of these images cannot be read" in capsys.readouterr().out
+
+
+def test_of_several_classes_an_image_the_labels_are_a_list(tmp_path: Path) -> None:
+    probabilities = np.array([[0.9, 0.7], [0.1, 0.2], [0.5, 0.5]])
+    predictions = Predictions(np.full((3, 2), -1), probabilities, multi_label=True)
+    part = Part(0, tmp_path, ["both.png", "none.png", "broken.png"])
+    PartFolder(tmp_path / "scores", {}).write(part, predictions, {2: "it is empty"}, ["a", "b"])
+    assert scored(tmp_path / "scores") == [
+        {"path": "both.png", "labels": ["a", "b"], "probabilities": [0.9, 0.7], "error": None},
+        {"path": "none.png", "labels": [], "probabilities": [0.1, 0.2], "error": None},
+        {"path": "broken.png", "labels": None, "probabilities": None, "error": "it is empty"},
+    ]
 
 
 def test_a_scoring_that_was_killed_goes_on_behind_its_last_part(run: Run, tmp_path: Path) -> None:

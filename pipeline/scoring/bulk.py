@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,11 @@ class _PartData(LightningDataModule):
         )
 
 
+@dataclass
 class BulkScoring:
     """Scores images into a folder of Parquet files; begun again, it goes on behind the last whole one.
 
-    Args:
+    Attributes:
         trainer: with the collector among its callbacks.
         task: the model; the checkpoint's weights are loaded into it.
         data: whose ``predict_path`` is scored.
@@ -79,22 +81,13 @@ class BulkScoring:
         meter: for the progress.
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        task: ClassificationTask,
-        data: ImageDataModule,
-        checkpoint: Path,
-        collector: PredictionCollector,
-        meter: Meter,
-    ) -> None:
-        self.trainer = trainer
-        self.task = task
-        self.data = data
-        self.checkpoint = checkpoint
-        self.collector = collector
-        self.meter = meter
-        self._loaded = False
+    trainer: Trainer
+    task: ClassificationTask
+    data: ImageDataModule
+    checkpoint: Path
+    collector: PredictionCollector
+    meter: Meter
+    _loaded: bool = field(default=False, init=False)
 
     def run(self, folder: Path) -> None:
         """Do it.

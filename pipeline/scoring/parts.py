@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import UserError
 from pipeline.evaluation.predictions import Predictions
 from pipeline.runs import write_json
+from pipeline.scoring.answers import answer_schema
 
 _ABOUT = "_scoring.json"  # which readers of Parquet folders pass over
 _DIGEST, _CLASSES = b"images_sha256", b"classes"
@@ -52,9 +53,8 @@ class Part:
 class PartFolder:
     """A folder of parts, which a second run of the same scoring goes on to fill.
 
-    A part has a row an image: ``path``, ``label``, ``label_id``, ``score`` and ``probabilities`` (where an image may
-    have several classes: ``labels`` and ``probabilities``), in the order of the classes that its metadata names, and
-    ``error``: why an image could not be read, in which case the others are null.
+    A part has a row an image: ``path``, and the columns of :func:`~pipeline.scoring.answers.answer_schema`; its
+    metadata names the classes in order.
 
     Args:
         folder: made where it is missing.
@@ -108,16 +108,16 @@ class PartFolder:
             classes: the label space in order.
         """
         read = np.array([place not in errors for place in range(len(part.paths))])
-        columns: dict[str, pa.Array] = {"path": pa.array(part.paths, pa.string())}
+        answers: dict[str, Any] = {"probabilities": predictions.probabilities.tolist()}
         if predictions.multi_label:
-            labels = [[classes[i] for i in row.nonzero()[0]] for row in predictions.labels]
-            columns["labels"] = pa.array(labels, pa.list_(pa.string()), mask=~read)
+            answers["labels"] = [[classes[i] for i in row.nonzero()[0]] for row in predictions.labels]
         else:
-            columns["label"] = pa.array([classes[i] for i in predictions.labels], pa.string(), mask=~read)
-            columns["label_id"] = pa.array(predictions.labels, pa.int64(), mask=~read)
-            columns["score"] = pa.array(predictions.scores, pa.float64(), mask=~read)
-        rows = predictions.probabilities.tolist()
-        columns["probabilities"] = pa.array(rows, pa.list_(pa.float64()), mask=~read)
+            answers["label"] = [classes[i] for i in predictions.labels]
+            answers |= {"label_id": predictions.labels, "score": predictions.scores}
+        columns = {"path": pa.array(part.paths, pa.string())}
+        for field in answer_schema(predictions.multi_label):
+            if field.name in answers:
+                columns[field.name] = pa.array(answers[field.name], field.type, mask=~read)
         columns["error"] = pa.array([errors.get(place) for place in range(len(part.paths))], pa.string())
         about = {_DIGEST: part.digest, _CLASSES: json.dumps(list(classes), ensure_ascii=False)}
         unfinished = self.folder / f".{self._file(part).name}"

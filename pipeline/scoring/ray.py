@@ -10,6 +10,7 @@ import pyarrow as pa
 from datamodules.decode import read_file
 from pipeline.errors import UserError
 from pipeline.registry.loading import load, pin
+from pipeline.scoring.answers import answer_schema
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -59,7 +60,7 @@ def score(
     _require_empty(target)
     pinned, uri = pin(address, tracking_uri, "address")
     # What is wrong with the model is said here, before any worker starts.
-    answers = _answers(load(pinned, uri).bundle.multi_label)
+    answers = answer_schema(load(pinned, uri).bundle.multi_label)
     try:
         images = ray.data.read_parquet(str(source), num_cpus=0, concurrency=workers)
     except FileNotFoundError as error:
@@ -114,7 +115,7 @@ class Worker:
         answers["error"] = [unread.get(number, reason) for number, reason in enumerate(answers["error"])]
         if self._column == _IMAGE:
             rows = rows.drop_columns([_IMAGE])
-        for field in _answers(self._model.bundle.multi_label):
+        for field in answer_schema(self._model.bundle.multi_label):
             rows = rows.append_column(field, pa.array(answers[field.name], field.type, from_pandas=True))
         return rows
 
@@ -139,15 +140,6 @@ def _require_empty(target: Path) -> None:
         raise UserError(f"target: expected a new or empty folder, found a file at '{target}'; choose another.")
     if target.exists() and any(target.iterdir()):
         raise UserError(f"target: expected a new or empty folder, found files in '{target}'; choose another.")
-
-
-def _answers(multi_label: bool) -> pa.Schema:
-    probabilities = pa.list_(pa.float64())
-    if multi_label:
-        named = {"labels": pa.list_(pa.string()), "probabilities": probabilities}
-    else:
-        named = {"label": pa.string(), "label_id": pa.int64(), "score": pa.float64(), "probabilities": probabilities}
-    return pa.schema({**named, "error": pa.string()})
 
 
 def _image_column(images: "Dataset", answers: pa.Schema) -> str:
