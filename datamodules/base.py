@@ -52,6 +52,8 @@ class ImageDataModule(LightningDataModule):
         train_size: side of the images that are trained on, in pixels; ``auto``: as ``image_size``.
         train_transforms: augmentation of training images: ``light``, ``standard``, ``strong``, ``trivial_augment``, or
             a list of albumentations transforms, without normalisation.
+        smallest_crop: least share of an image's area that those named augmentations crop to, in (0, 1]; ``auto``: 0.5,
+            0.25, 0.1, 0.25.
         orientation: how those named augmentations turn images: ``upright``: not at all; ``mirrored``: left to right;
             ``flipped``: upside down, too; ``any``: by quarter turns, too; ``auto``: ``mirrored``.
         channels: of the images. Other than 3, or of another dtype than uint8, every image must have them (TIFF or NPY,
@@ -93,6 +95,7 @@ class ImageDataModule(LightningDataModule):
         crop_fraction: float | Literal["auto"] = "auto",
         train_size: int | Literal["auto"] = "auto",
         train_transforms: str | list[A.BasicTransform | A.BaseCompose] = "standard",
+        smallest_crop: float | Literal["auto"] = "auto",
         orientation: Orientation | Literal["auto"] = "auto",
         channels: int = 3,
         dtype: Literal["uint8", "uint16", "float32"] = "uint8",
@@ -147,7 +150,8 @@ class ImageDataModule(LightningDataModule):
             raise DataError(f"data.train_size: expected at least 32 pixels, found {train_size}.")
         size = None if train_size == "auto" else train_size
         turned: Orientation = "mirrored" if orientation == "auto" else orientation
-        self.augmentation = Augmentation(train_transforms, self.preprocessing, size, turned)
+        smallest = None if smallest_crop == "auto" else smallest_crop
+        self.augmentation = Augmentation(train_transforms, self.preprocessing, size, turned, smallest)
         #: Told what takes long: its name, how much is done, of how many.
         self.progress: Callable[[str, int, int], None] = lambda *_: None
         #: Images that are left out because they cannot be read, with the reason, by split and row.

@@ -102,9 +102,11 @@ class Augmentation:
         size: of the images that come out, in pixels; presets crop to it, and what comes out in another size is fitted
             to it; none: that of the preprocessing.
         orientation: how presets turn images (see :data:`ORIENTATIONS`).
+        smallest_crop: least share of an image's area that presets crop to, in (0, 1]; none: each has its own.
 
     Raises:
-        DataError: an unknown preset, or a transform that normalises, makes tensors or takes no such images.
+        DataError: an unknown preset, no share of the area, or a transform that normalises, makes tensors or takes no
+            such images.
     """
 
     def __init__(
@@ -113,7 +115,12 @@ class Augmentation:
         preprocessing: Preprocessing,
         size: int | None = None,
         orientation: Orientation = "mirrored",
+        smallest_crop: float | None = None,
     ) -> None:
+        if smallest_crop is not None and not 0 < smallest_crop <= 1:
+            raise DataError(
+                f"data.smallest_crop: expected a share of the area above 0 and up to 1, found {smallest_crop}."
+            )
         preprocessing = preprocessing if size is None else replace(preprocessing, size=size)
         self.preprocessing = preprocessing
         #: The crop in front, or None.
@@ -125,7 +132,8 @@ class Augmentation:
                     f"data.train_transforms: expected {', '.join(PRESETS)} or a list of albumentations transforms, "
                     f"found '{transforms}'; name a preset or write the list out."
                 )
-            smallest, others = PRESETS[transforms]
+            usual, others = PRESETS[transforms]
+            smallest = usual if smallest_crop is None else smallest_crop
             self.crop = RandomResizedCrop(preprocessing.size, preprocessing.size, (smallest, 1.0))
             wanted = [*ORIENTATIONS[orientation](), *others()]
             rest = [transform for transform in wanted if rgb or not isinstance(transform, _COLOURS)]

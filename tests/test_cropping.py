@@ -336,6 +336,22 @@ def test_transforms_that_do_not_give_such_images_are_refused_in_one_line(image_f
     assert "\n" not in line
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_crops_no_smaller_than_it_is_told_to(preset):
+    record = preprocessing()
+    crops = {share: Augmentation(preset, record, smallest_crop=share).crop for share in (None, 0.08, 1.0)}
+    assert crops[None].scale == (PRESETS[preset][0], 1.0)
+    assert (crops[0.08].scale, crops[1.0].scale) == ((0.08, 1.0), (1.0, 1.0))
+    given = [A.RandomResizedCrop(size=(32, 32), scale=(0.3, 0.9))]
+    assert Augmentation(given, record, smallest_crop=0.08).crop.scale == (0.3, 0.9)  # a list says everything itself
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.1])
+def test_a_crop_that_is_no_share_of_an_image_is_refused(share):
+    with pytest.raises(DataError, match=rf"data\.smallest_crop: expected a share .* found {share}"):
+        Augmentation("light", preprocessing(), smallest_crop=share)
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4, 7])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize("preset", PRESETS)

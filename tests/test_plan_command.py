@@ -48,10 +48,21 @@ def test_what_is_set_wins_and_is_shown_as_set(arguments: list[str], capsys: pyte
     assert "a fresh head" in lines["model.head_learning_rate"]
 
 
+def test_crops_are_chosen_for_the_standard_augmentation_alone(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *arguments, "--trainer.max_epochs=4"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert lines["data.smallest_crop"].split()[1:4] == ["0.5", "4", "passes:"]
+    assert main(["plan", *arguments, "--data.train_transforms=strong"]) == 0  # another says itself how it crops
+    assert "data.smallest_crop" not in capsys.readouterr().out
+
+
 def test_fit_does_what_was_planned_and_its_configuration_repeats_it(arguments: list[str]) -> None:
+    arguments = [*arguments, "--trainer.max_epochs=2"]
     assert main(["plan", *arguments, "--to=plan.yaml"]) == 0
     planned = yaml.safe_load(Path("plan.yaml").read_text())
-    assert main(["fit", *arguments, "--trainer.max_epochs=2"]) == 0
+    assert main(["fit", *arguments]) == 0
     (first,) = runs()
     config = yaml.safe_load((first / "config.yaml").read_text())
     for name, value in planned["data"]["init_args"].items():

@@ -79,6 +79,13 @@ def test_few_images_pass_more_often() -> None:
     assert epochs[-1] == 3
 
 
+def test_what_passes_more_often_is_cropped_smaller() -> None:
+    shares = [rules.smallest_crop(epochs).value for epochs in (1, 3, 4, 6, 12, 40)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[:3] == [0.5, 0.5, 0.5]
+    assert shares[-2:] == [0.1, 0.08]
+
+
 def test_few_images_are_all_trained_on() -> None:
     fractions = [rules.val_fraction(replace(FACTS, images=n, validated=n // 10)).value for n in (10, 300, 400, 10_000)]
     assert fractions == [0.0, 0.0, 0.1, 0.1]
@@ -109,6 +116,7 @@ def test_every_rule_says_why() -> None:
             rules.crop_fraction(facts),
             rules.batch_size(facts),
             rules.epochs(facts),
+            rules.smallest_crop(4),
             rules.learning_rate(facts, 32),
             rules.head_learning_rate(facts, 1e-4, solved=True),
             rules.batch_norm(facts, 8),

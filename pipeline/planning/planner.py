@@ -26,6 +26,7 @@ from pipeline.precision import computing
 from pipeline.task import ClassificationTask
 
 TRAIN_SIZE, IMAGE_SIZE, CROP = (f"data.init_args.{name}" for name in ("train_size", "image_size", "crop_fraction"))
+TRANSFORMS = "data.init_args.train_transforms"
 VAL_FRACTION = "data.init_args.val_fraction"
 EPOCHS = "trainer.max_epochs"
 _TURNED = 400  # images that are tried in other orientations
@@ -99,7 +100,10 @@ class Planner:
             return Plan(tuple(self.choices.values()), expected)
         batch_size = self._settle("data.init_args.batch_size", rules.batch_size(facts))
         orientation = self._settle("data.init_args.orientation", self._orientation)
-        self._settle(EPOCHS, passes)
+        epochs = self._settle(EPOCHS, passes)
+        # Whoever names another augmentation gets its own crops.
+        if facts.pretrained and self.settings.get(TRANSFORMS) == "standard":
+            self._settle("data.init_args.smallest_crop", rules.smallest_crop(epochs))
         rate = self._settle("model.learning_rate", rules.learning_rate(facts, batch_size))
         solved = chosen == "ProbeThenFineTune"
         self._settle("model.head_learning_rate", rules.head_learning_rate(facts, rate, solved))

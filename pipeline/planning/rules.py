@@ -25,6 +25,9 @@ _ENLARGED = 1.2
 _LEAST_EPOCHS, _MOST_EPOCHS = 3, 12
 _PASSES = 1_100  # of images, beyond the least epochs
 _SCRATCH_EPOCHS = 10
+# The smallest crop's share of the area: at most this, and no less than ImageNet's recipes go down to.
+_LARGEST_SHARE, _SMALLEST_SHARE = 0.5, 0.08
+_SHARE_OF_AN_EPOCH = 4.0
 _LEAST_HELD_OUT = 40
 _STEPS_AN_EPOCH = 6
 _SMALLEST_BATCH, _LARGEST_BATCH = 8, 32
@@ -122,6 +125,12 @@ def epochs(facts: Facts) -> Ruled:
         return Ruled(_SCRATCH_EPOCHS, "from scratch; more of them would help")
     number = min(_MOST_EPOCHS, _LEAST_EPOCHS + round(_PASSES / facts.images))
     return Ruled(number, f"few images need more passes: {_LEAST_EPOCHS} + {_PASSES:,} / {facts.images:,} images")
+
+
+def smallest_crop(epochs: int) -> Ruled:
+    """Least share of an image's area that training crops to."""
+    share = min(_LARGEST_SHARE, max(_SMALLEST_SHARE, _SHARE_OF_AN_EPOCH / epochs**1.5))
+    return Ruled(round(share, 2), f"{epochs} passes: what is seen more often has to look different more often")
 
 
 def learning_rate(facts: Facts, batch_size: int) -> Ruled:
