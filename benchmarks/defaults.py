@@ -80,6 +80,10 @@ def whole_size(chosen: Chosen) -> list[str]:
     return [f"--data.image_size={chosen['data.init_args.train_size']}"]
 
 
+def colours_kept(chosen: Chosen) -> list[str]:
+    return ["--data.train_transforms=light", f"--data.smallest_crop={chosen['data.init_args.smallest_crop']}"]
+
+
 PROBE_THEN = "--finetuning=ProbeThenFineTune"
 ROWS = (
     Row("fresh head, ten times the rate", told("--finetuning=FullFineTuning"), BOTH),
@@ -102,6 +106,10 @@ ROWS = (
     Row("evaluated as large as trained", whole_size, BOTH),
     Row("one view of an image", told("--model.test_time_augmentation=none"), BOTH),
     Row("the middle 0.875 of an image", told("--data.crop_fraction=0.875")),
+    Row("crops of at least half the area", told("--data.smallest_crop=0.5")),
+    Row("crops of at least a quarter", told("--data.smallest_crop=0.25"), BOTH),
+    Row("crops of at least a tenth", told("--data.smallest_crop=0.1"), MANY),
+    Row("colours as they are", colours_kept, BOTH),
     Row("mirrored alone, whatever the probe says", told("--data.orientation=mirrored"), BOTH),
     Row("15 % held out", told("--data.val_fraction=0.15"), BOTH),
     Row("nothing held out", told("--data.val_fraction=0"), MANY),
