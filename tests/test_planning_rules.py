@@ -36,13 +36,25 @@ FACTS = Facts(
 
 
 def name_of(ruled: rules.Ruled) -> str:
-    return ruled.value["class_path"].rpartition(".")[2]
+    return rules.name_of(ruled.value)
 
 
 def test_a_head_is_solved_first_where_that_can_be_done_and_pays() -> None:
-    assert name_of(rules.strategy(FACTS)) == "ProbeThenFineTune"
+    few = replace(FACTS, images=400)
+    assert name_of(rules.strategy(few, 5)) == "ProbeThenFineTune"
+    assert name_of(rules.strategy(few, 13)) == "FullFineTuning"  # a fresh head has time
     for other in ({"pretrained": False}, {"linear_head": False}, {"images": 1_000_000}):
-        assert name_of(rules.strategy(replace(FACTS, **other))) == "FullFineTuning"
+        assert name_of(rules.strategy(replace(few, **other), 5)) == "FullFineTuning"
+
+
+def test_the_first_stages_are_trained_by_many_images_and_from_scratch() -> None:
+    def frozen(**facts: object) -> bool:
+        chosen = rules.strategy(replace(FACTS, **facts), 5).value
+        return bool(chosen.get("init_args", {}).get("freeze_early", False))
+
+    assert frozen(images=2_000)
+    assert not frozen(images=1_000_000)
+    assert not frozen(images=2_000, pretrained=False)
 
 
 def test_images_are_not_enlarged_beyond_their_own_pixels() -> None:
@@ -110,7 +122,7 @@ def test_every_rule_says_why() -> None:
     for facts in (FACTS, replace(FACTS, pretrained=False), replace(FACTS, images=30, short_side=40)):
         for ruled in (
             rules.val_fraction(facts),
-            rules.strategy(facts),
+            rules.strategy(facts, 4),
             rules.train_size(facts),
             rules.image_size(facts, 160),
             rules.crop_fraction(facts),

@@ -2,11 +2,21 @@
 
 from torch import nn
 
+from pipeline.finetuning.freezing import early_parameters
 from pipeline.finetuning.strategy import Strategy
 
 
 class FullFineTuning(Strategy):
-    """All parameters are trained."""
+    """The head starts at random, and all parameters are trained, or all above the first stages.
+
+    Args:
+        freeze_early: the first stages keep what they have learned (:func:`~pipeline.finetuning.freezing
+            .early_parameters`).
+    """
+
+    def __init__(self, freeze_early: bool = False) -> None:
+        super().__init__()
+        self.freezes_early = freeze_early
 
     def frozen(self, network: nn.Module) -> list[str]:
-        return []
+        return early_parameters(network) if self.freezes_early else []

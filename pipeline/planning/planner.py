@@ -82,16 +82,17 @@ class Planner:
         if self.facts.draws_val and self.settings.patience is None and self.settings.monitor == "auto":
             self._hold_out()
         facts = self.facts
-        strategy, size, passes = rules.strategy(facts), rules.train_size(facts), rules.epochs(facts)
+        size, passes = rules.train_size(facts), rules.epochs(facts)
+        strategy = rules.strategy(facts, self._given(EPOCHS) or passes.value)
         if (given := self._given(IMAGE_SIZE)) is not None:
             size = Ruled(given, "as image_size, which you set")
         expected = None
         if seconds is not None:
-            fitted = self._fit(seconds, started, strategy, size, passes)
+            strategy, fitted = self._fit(seconds, started, size, passes)
             strategy, size, passes = rules.in_time(fitted, seconds, strategy, size, passes)
             expected = fitted.seconds
         self._settle("trainer.precision", Ruled(*precision))
-        chosen = self._settle("finetuning", strategy)["class_path"].rpartition(".")[2]
+        chosen = rules.name_of(self._settle("finetuning", strategy))
         trained = self._settle(TRAIN_SIZE, size)
         self._settle(IMAGE_SIZE, rules.image_size(facts, trained))
         self._settle(CROP, rules.crop_fraction(facts))
@@ -117,8 +118,8 @@ class Planner:
         if self._settle(VAL_FRACTION, rules.val_fraction(facts)) == 0:
             self.facts = replace(facts, images=facts.images + facts.validated, validated=0)
 
-    def _fit(self, seconds: float, started: float, strategy: Ruled, size: Ruled, passes: Ruled) -> Fitted:
-        """What fits into the time, of what is not set."""
+    def _fit(self, seconds: float, started: float, size: Ruled, passes: Ruled) -> tuple[Ruled, Fitted]:
+        """The strategy for what fits into the time, and what does, of what is not set."""
         bench, facts = self.bench, self.facts
         given = self._given(TRAIN_SIZE) or self._given(IMAGE_SIZE)
         if given is not None or facts.fixed_size:
@@ -127,14 +128,24 @@ class Planner:
             sizes = [tried for tried in {*_SIZES, size.value} if tried <= max(size.value, facts.weights_size)]
         both = [(tried, self._given(IMAGE_SIZE) or rules.image_size(facts, tried).value) for tried in sizes]
         precision = partial(computing, bench.precision, facts.device)
-        chosen = self._given("finetuning") or strategy.value
-        named = chosen["class_path"].rpartition(".")[2]
-        freezes = named == "ProbeThenFineTune" and chosen.get("init_args", {}).get("freeze_early", True)
-        frozen = early_parameters(bench.task.network) if freezes else []
+        given_strategy = self._given("finetuning")
+        strategy = rules.strategy(facts, passes.value)
+        frozen = early_parameters(bench.task.network) if _freezes_early(given_strategy or strategy.value) else []
         pace = measure_pace(bench.task, bench.data, size.value, rules.batch_size(facts).value, precision, frozen)
         budget = Budget(seconds, time.perf_counter() - started, pace, facts, _EXPECTED_VIEWS)
-        epochs = 0 if named == "LinearProbe" else self._given(EPOCHS)
-        return budget.fit(both, passes.value, size.value, named in ("ProbeThenFineTune", "LinearProbe"), epochs)
+        fit = partial(budget.fit, both, passes.value, size.value)
+        if given_strategy is not None:
+            named = rules.name_of(given_strategy)
+            epochs = 0 if named == "LinearProbe" else self._given(EPOCHS)
+            return strategy, fit(named in ("ProbeThenFineTune", "LinearProbe"), epochs)
+        solvable = rules.name_of(rules.strategy(facts, 0).value) == "ProbeThenFineTune"
+        fitted = fit(solvable, self._given(EPOCHS))
+        strategy = rules.strategy(facts, fitted.epochs)
+        if solvable and rules.name_of(strategy.value) == "FullFineTuning":  # what solving takes is left for training
+            longer = fit(False, self._given(EPOCHS))
+            if rules.name_of(rules.strategy(facts, longer.epochs).value) == "FullFineTuning":
+                return rules.strategy(facts, longer.epochs), longer
+        return strategy, fitted
 
     def _given(self, setting: str) -> Any:
         """What a person has set; None where it is open."""
@@ -155,7 +166,7 @@ class Planner:
 
     def _orientation(self) -> Ruled:
         facts = self.facts
-        if not facts.pretrained or facts.multi_label or facts.images > rules.MOST_SOLVED:
+        if not facts.pretrained or facts.multi_label or facts.images > rules.MANY:
             return Ruled("mirrored", "what is common for photographs; not tried here")
         try:
             recognised = self._try_turns()
@@ -203,3 +214,9 @@ class Planner:
         groups = data.groups("train")
         together = None if groups is None else [held_out_together(groups)[row] for row in chosen]
         return try_turns(features, images.targets[chosen], self.facts.classes, together, bench.seed)
+
+
+def _freezes_early(strategy: dict[str, Any]) -> bool:
+    """Whether a strategy leaves the first stages as they are."""
+    usual = rules.name_of(strategy) == "ProbeThenFineTune"
+    return bool((strategy.get("init_args") or {}).get("freeze_early", usual))

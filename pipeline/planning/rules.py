@@ -12,9 +12,8 @@ from pipeline.planning.budget import Fitted
 from pipeline.planning.duration import in_words
 from pipeline.planning.facts import Facts
 
-#: Beyond this many training images a fresh head has found its place before the first epoch is over, and a pass over all
-#: of them to solve it costs as much as that epoch.
-MOST_SOLVED = 20_000
+#: So many training images can teach even the first stages something, and say themselves how they may be turned.
+MANY = 20_000
 #: From this many images in a batch on their own statistics are better than those of before.
 LEAST_FOR_STATISTICS = 8
 
@@ -24,6 +23,8 @@ _CPU_SIZE = 160
 _ENLARGED = 1.2
 _LEAST_EPOCHS, _MOST_EPOCHS = 3, 12
 _PASSES = 1_100  # of images, beyond the least epochs
+# Images that pass in all epochs together, from which on a fresh head does better than a solved one.
+_FRESH_FROM = 5_000
 _SCRATCH_EPOCHS = 10
 # The smallest crop's share of the area: at most this, and no less than ImageNet's recipes go down to.
 _LARGEST_SHARE, _SMALLEST_SHARE = 0.5, 0.08
@@ -49,16 +50,18 @@ def val_fraction(facts: Facts) -> Ruled:
     return Ruled(VAL_FRACTION, "enough to choose and to calibrate by")
 
 
-def strategy(facts: Facts) -> Ruled:
+def strategy(facts: Facts, epochs: int) -> Ruled:
     """How the network is trained."""
     if not facts.pretrained:
         return Ruled(strategy_of("FullFineTuning"), "there are no pretrained weights to build on")
+    fresh = strategy_of("FullFineTuning", freeze_early=facts.images <= MANY)
     if not facts.linear_head:
-        return Ruled(strategy_of("FullFineTuning"), "the network's head is not linear, and cannot be solved")
-    if facts.images > MOST_SOLVED:
+        return Ruled(fresh, "the network's head is not linear, and cannot be solved")
+    if facts.images * epochs >= _FRESH_FROM:
         return Ruled(
-            strategy_of("FullFineTuning"),
-            f"with {facts.images:,} training images a fresh head is soon as good as a solved one",
+            fresh,
+            f"{facts.images * epochs:,} images pass in all: enough for a fresh head, which fits the training images "
+            "less than a solved one before the features have moved",
         )
     return Ruled(
         strategy_of("ProbeThenFineTune"),
@@ -178,6 +181,13 @@ def test_time_augmentation(facts: Facts, orientation: str) -> Ruled:
     return Ruled("flip", "an image and its mirror image, which takes twice as long where it is served")
 
 
-def strategy_of(name: str) -> dict[str, Any]:
+def strategy_of(name: str, **arguments: bool) -> dict[str, Any]:
     """A strategy of ours, as the settings name it."""
-    return {"class_path": f"pipeline.finetuning.{name}"}
+    named: dict[str, Any] = {"class_path": f"pipeline.finetuning.{name}"}
+    return {**named, "init_args": arguments} if arguments else named
+
+
+def name_of(strategy: dict[str, Any]) -> str:
+    """The class of a strategy."""
+    name: str = strategy["class_path"].rpartition(".")[2]
+    return name
