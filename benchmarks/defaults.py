@@ -84,14 +84,16 @@ def colours_kept(chosen: Chosen) -> list[str]:
     return ["--data.train_transforms=light", f"--data.smallest_crop={chosen['data.init_args.smallest_crop']}"]
 
 
-PROBE_THEN = "--finetuning=ProbeThenFineTune"
+PROBE_THEN, FRESH = "--finetuning=ProbeThenFineTune", "--finetuning=FullFineTuning"
 ROWS = (
-    Row("fresh head, ten times the rate", told("--finetuning=FullFineTuning"), BOTH),
+    Row("fresh head, ten times the rate", told(FRESH, "--finetuning.freeze_early=true")),
+    Row("solved head (ProbeThenFineTune)", told(PROBE_THEN), MANY),
     Row("head alone (LinearProbe)", told("--finetuning=LinearProbe"), BOTH),
     Row("stage by stage (GradualUnfreezing)", told("--finetuning=GradualUnfreezing")),
-    Row("statistics as the weights brought them", told(PROBE_THEN, "--finetuning.measure=false"), BOTH),
-    Row("the last epoch, not between start and end", told(PROBE_THEN, "--finetuning.interpolate=false"), BOTH),
-    Row("the first stages trained, too", told(PROBE_THEN, "--finetuning.freeze_early=false"), BOTH),
+    Row("statistics as the weights brought them", told(PROBE_THEN, "--finetuning.measure=false")),
+    Row("the last epoch, not between start and end", told(PROBE_THEN, "--finetuning.interpolate=false")),
+    Row("the first stages trained, too", told(PROBE_THEN, "--finetuning.freeze_early=false")),
+    Row("the first stages trained, too, from a fresh head", told(FRESH), MANY),
     Row("half the rate", rates(1 / 2), BOTH),
     Row("twice the rate", rates(2), BOTH),
     Row("ten times the rate for the head", times("model.head_learning_rate", 10)),
