@@ -100,7 +100,9 @@ def _find_rate(steps: int, picture: str | None, others: Sequence[str], terminal:
         say(f"  rate {rates[row]:.1e}  loss {losses[row]:.4f}")
     # By the logarithm of the rate: the tuner's own suggestion goes by the rate itself, among which the smallest lie so
     # closely together that noise between them is the steepest fall.
-    steepest = int(np.argmin(np.gradient(losses, np.log(rates))))
+    # And no farther than to the least loss: at larger rates it explodes, and falls again from there.
+    falling = slice(max(2, int(np.argmin(losses)) + 1))
+    steepest = int(np.argmin(np.gradient(losses[falling], np.log(rates[falling]))))
     say(f"with one rate for all layers and a fresh head, the loss falls steepest at {rates[steepest]:.1e}")
     say(f"the plan chooses {cli.model.hparams['learning_rate']:.1e} for the backbone")
     if picture is not None:

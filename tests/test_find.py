@@ -53,14 +53,15 @@ def test_a_learning_rate_is_suggested_and_the_network_is_left_as_it_was(
     assert {path.name for path in Path().iterdir()} == {"images", "weights.safetensors", "curve.png"}
 
 
+@pytest.mark.parametrize("last", [[3.0], [30.0, 20.0, 5.0]])  # it may explode, and fall from there
 def test_the_rate_is_suggested_where_the_loss_falls_steepest_by_the_rates_magnitude(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], last: list[float]
 ) -> None:
     class Found:
         # The tuner's first losses are left out; then a little noise between tiny rates, and the fall that counts.
         results = {  # noqa: RUF012
-            "lr": [10.0 ** (-8 + step / 4) for step in range(20)],
-            "loss": [1.0] * 10 + [2.0, 1.9999, 2.0, 2.0, 2.0, 1.8, 1.0, 0.9, 0.9, 3.0],
+            "lr": [10.0 ** (-8 + step / 4) for step in range(19 + len(last))],
+            "loss": [1.0] * 10 + [2.0, 1.9999, 2.0, 2.0, 2.0, 1.8, 1.0, 0.9, 0.9] + last,
         }
 
     monkeypatch.setattr(finding.Tuner, "lr_find", lambda *_, **__: Found())

@@ -48,6 +48,16 @@ def test_what_is_set_wins_and_is_shown_as_set(arguments: list[str], capsys: pyte
     assert "a fresh head" in lines["model.head_learning_rate"]
 
 
+@pytest.mark.parametrize("budget", [[], ["--budget=20m"]])
+@pytest.mark.parametrize(("epochs", "strategy"), [(2, "ProbeThenFineTune"), (400, "FullFineTuning")])
+def test_a_head_is_solved_unless_enough_images_pass(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], epochs: int, strategy: str, budget: list[str]
+) -> None:
+    assert main(["plan", *arguments, f"--trainer.max_epochs={epochs}", *budget]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert lines["finetuning"].split()[1] == strategy
+
+
 def test_crops_are_chosen_for_the_standard_augmentation_alone(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
