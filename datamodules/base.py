@@ -52,15 +52,15 @@ class ImageDataModule(LightningDataModule):
         train_size: side of the images that are trained on, in pixels; ``auto``: as ``image_size``.
         train_transforms: augmentation of training images: ``light``, ``standard``, ``strong``, ``trivial_augment``, or
             a list of albumentations transforms, without normalisation.
-        smallest_crop: least share of an image's area that those named augmentations crop to, in (0, 1]; ``auto``: 0.5,
-            0.25, 0.1, 0.25.
+        smallest_crop: least share of an image's area that those named augmentations crop to, in (0, 1]; ``auto``: what
+            each has of its own, 0.5, 0.25, 0.1 and 0.25 in the order above.
         orientation: how those named augmentations turn images: ``upright``: not at all; ``mirrored``: left to right;
             ``flipped``: upside down, too; ``any``: by quarter turns, too; ``auto``: ``mirrored``.
         channels: of the images. Other than 3, or of another dtype than uint8, every image must have them (TIFF or NPY,
             16-bit PNG); their mean and standard deviation are then measured on training images.
         dtype: of the images' values: ``uint8``, ``uint16`` or ``float32``.
         val_fraction: share of the images used for validation, where the data is not divided already; 0: none are;
-            auto: 0.15, unless a plan finds too few images to spare any.
+            auto: 0.1, unless a plan finds too few images to spare any.
         test_fraction: share of the images kept for the final test, where the data is not divided already.
         split_seed: of the split, where the data is not divided already; apart from ``seed``, so that runs which
             differ in their seed are tested on the same images.
