@@ -9,7 +9,8 @@ full. But a quarter of the training images tests (another one for each seed, nea
 by which ours is compared with its peers are left out: what is chosen here must not have seen them. Each row changes one
 thing against what ``fit`` does with nothing but the data given, and is compared with that seed by seed.
 
-Runs go side by side, a processor each: no seconds are taken here.
+Runs go side by side, a processor each: no seconds are taken here. Each result is written at once as a JSON line of
+``--results``, where a second run goes on.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transfer import Case, Result, Workplace, add_work_folder, key_of, material_folder, read_results
+from transfer import Case, Result, Workplace, add_folders, key_of, material_folder, read_results
 from transfer_report import OURS, mean_of
 
 SOURCES = ("trash", "elpv", "cells")
@@ -128,14 +129,13 @@ class Ablation:
     """Runs rows and keeps their results.
 
     Args:
-        workplace: where everything is kept, and what runs are started with.
+        workplace: where everything is kept but results, and what runs are started with.
+        file: of results.
         jobs: that go side by side.
     """
 
-    def __init__(self, workplace: Workplace, jobs: int) -> None:
-        self.workplace = workplace
-        self.jobs = jobs
-        self.file = results_in(workplace.folder)
+    def __init__(self, workplace: Workplace, file: Path, jobs: int) -> None:
+        self.workplace, self.file, self.jobs = workplace, file, jobs
 
     def run(self, rows: Sequence[Row], cases: Sequence[str], seeds: Sequence[int]) -> int:
         """What has no result yet, the defaults first; how many failed."""
@@ -169,10 +169,6 @@ class Ablation:
             lines.write(json.dumps({**result, "contestant": name}) + "\n")
         print(f"{case}, seed {seed}, {name}: {result['accuracy']:.4f}", flush=True)
         return True
-
-
-def results_in(folder: Path) -> Path:
-    return folder / "defaults.jsonl"
 
 
 def table(results: Sequence[Result], rows: Sequence[Row]) -> str:
@@ -230,15 +226,15 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: 0 to 3")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="side by side; default: one a processor")
     parser.add_argument("--report", action="store_true", help="only print the table of what has been run")
-    add_work_folder(parser)
+    add_folders(parser, "defaults.jsonl")
     arguments = parser.parse_args()
     failed = 0
     if not arguments.report:
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
         workplace = Workplace(arguments.work.resolve(), material_folder(), None)
         rows = [row for row in ROWS if row.name in arguments.rows]
-        failed = Ablation(workplace, arguments.jobs).run(rows, arguments.cases, arguments.seeds)
-    results = read_results(results_in(arguments.work.resolve()))
+        failed = Ablation(workplace, arguments.results, arguments.jobs).run(rows, arguments.cases, arguments.seeds)
+    results = read_results(arguments.results)
     print(table(results, ROWS) if results else "no results")
     if failed:
         sys.exit(f"{failed} failed")

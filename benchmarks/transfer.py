@@ -14,9 +14,8 @@ Every contestant is a process of its own; seconds run from its start to its end,
 more than a twentieth of the processors' time beside it. It starts from the same ResNet-18 and is told the same training
 images, all of which the peers train on; ours draws its validation images from them. Peers see images of 160 px for 5
 epochs (20 with 20 images a class) in float32; ours is told nothing. GPUs are hidden from all. Each result is written at
-once as a JSON line of ``results.jsonl`` in the work folder, where a second run goes on; ``right`` and ``confidence``
-say of each image of the case's ``test.csv``, which lies there, too, whether the answer is right, and its probability.
-ECE has 15 bins of equal width, and the answers under all seeds in them.
+once as a JSON line of ``--results``, where a second run goes on. ECE has 15 bins of equal width, and the answers under
+all seeds in them.
 """
 
 import argparse
@@ -38,7 +37,7 @@ from typing import NamedTuple
 import numpy as np
 import psutil
 from sklearn.metrics import f1_score
-from transfer_report import OURS, Result, is_ours, report
+from transfer_report import OURS, Result, calibration_gaps, is_ours, report
 
 from datamodules.splits import grouped_split
 from datamodules.table import list_images
@@ -247,8 +246,8 @@ def judge(answers: Path, root: Path, test: Path) -> Result:
         "accuracy": float(np.mean(labels == targets)),
         "macro_f1": float(f1_score(targets, labels, average="macro")),
         "log_loss": float(-np.log(of_truth.clip(SMALLEST)).mean()),
-        "right": "".join(str(int(right)) for right in labels == targets),
-        "confidence": probabilities.max(axis=1).round(4).tolist(),
+        "images": len(targets),
+        "gaps": calibration_gaps(probabilities.max(axis=1).tolist(), (labels == targets).tolist()),
     }
 
 
@@ -278,9 +277,12 @@ def key_of(result: Result) -> tuple[str, int, str]:
     return result["case"], result["seed"], result["contestant"]
 
 
-def add_work_folder(parser: argparse.ArgumentParser) -> None:
+def add_folders(parser: argparse.ArgumentParser, results: str) -> None:
+    """The options that say where results are, in a file of that name, and everything else that is kept."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "transfer-pipeline" / "benchmark"
-    parser.add_argument("--work", type=Path, default=cache, help="folder for all that is kept; default: %(default)s")
+    parser.add_argument("--work", type=Path, default=cache, help="folder of tables and logs; default: %(default)s")
+    kept = ROOT / "docs" / results
+    parser.add_argument("--results", type=Path, default=kept, help="file of all results; default: %(default)s")
 
 
 def material_folder() -> Path:
@@ -305,14 +307,14 @@ def main() -> None:
     names = ", ".join(everybody)
     parser.add_argument("--contestants", nargs="+", choices=everybody, default=everybody, metavar="NAME", help=names)
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 to 4 with 20 images a class, 0 to 2 in full")
-    parser.add_argument("--epochs", type=int, help="of the peers; to try the machinery, in a work folder of its own")
+    parser.add_argument("--epochs", type=int, help="of the peers; to try the machinery, with --results elsewhere")
     parser.add_argument("--again", action="store_true", help="run what has results, too")
     parser.add_argument("--report", action="store_true", help="only print the tables of what has been run")
-    add_work_folder(parser)
+    add_folders(parser, "transfer.jsonl")
     arguments = parser.parse_args(given)
-    file = arguments.work.resolve() / "results.jsonl"
+    file = arguments.results
     if not arguments.report:
-        workplace = Workplace(file.parent, material_folder(), arguments.epochs)
+        workplace = Workplace(arguments.work.resolve(), material_folder(), arguments.epochs)
         contestants = [shlex.join([OURS, *told]) if name == OURS else name for name in arguments.contestants]
         done = set() if arguments.again else {key_of(result) for result in read_results(file)}
         work = [

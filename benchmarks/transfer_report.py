@@ -50,22 +50,31 @@ def mean_of(samples: Sequence[Sequence[float]]) -> Mean:
     return Mean(value, float(stats.t.ppf(0.975, freedom) * np.sqrt(variances.sum()) / len(samples)))
 
 
-def calibration_error(confidences: Sequence[float], right: Sequence[bool], bins: int = 15) -> float:
-    """How far confidence is from accuracy, by bins of equal width (Guo et al. 2017, arXiv:1706.04599, equation 3).
+def calibration_gaps(confidences: Sequence[float], right: Sequence[bool], bins: int = 15) -> list[float]:
+    """Sums of confidence less correctness by bins of equal width, from which the error of several tests adds up.
 
     Args:
         confidences: probability of each answer.
         right: whether it was right.
         bins: their number.
-
-    Example:
-        >>> calibration_error([0.9, 0.9, 0.9, 0.9], [True, True, True, False])
-        0.15
     """
     told, were = np.asarray(confidences), np.asarray(right, float)
     number = np.ceil(told * bins).clip(1).astype(int) - 1
-    gaps = np.bincount(number, told - were, minlength=bins)
-    return round(float(np.abs(gaps).sum() / len(told)), 12)
+    return [round(float(gap), 6) for gap in np.bincount(number, told - were, minlength=bins)]
+
+
+def calibration_error(gaps: Sequence[Sequence[float]], images: int) -> float:
+    """How far confidence is from accuracy (Guo et al. 2017, arXiv:1706.04599, equation 3), tests taken together.
+
+    Args:
+        gaps: :func:`calibration_gaps` of each test.
+        images: of all tests.
+
+    Example:
+        >>> calibration_error([calibration_gaps([0.9, 0.9, 0.9, 0.9], [True, True, True, False])], 4)
+        0.15
+    """
+    return round(float(np.abs(np.sum(gaps, axis=0)).sum() / images), 12)
 
 
 class Standing:
@@ -109,9 +118,8 @@ class Standing:
         errors = []
         for case in cases:
             results = self._results[case, contestant].values()
-            told = [value for result in results for value in result["confidence"]]
-            right = [digit == "1" for result in results for digit in result["right"]]
-            errors.append(calibration_error(told, right))
+            images = sum(result["images"] for result in results)
+            errors.append(calibration_error([result["gaps"] for result in results], images))
         return float(np.mean(errors))
 
     def comparisons(self, cases: Sequence[str]) -> Iterator[tuple[str, str, list[list[float]], float]]:

@@ -94,6 +94,8 @@ def running_runs() -> list[str]:
         ("--data=datamodules.ElpvDataModul", "no attribute 'ElpvDataModul'"),
         ("--model.learning_rate=fast", "model.learning_rate: expected float"),
         ("--model.learning_rate=-1", "model.learning_rate: expected a rate above 0"),
+        ("--model.learning_rate=0", "model.learning_rate: expected a rate above 0"),
+        ("--model.head_learning_rate=0", "model.head_learning_rate: expected a rate above 0"),
         ("--model.weight_decay=-1", "model.weight_decay: expected 0 or more"),
         ("--model.weights=nothing.safetensors", "expected a file, found nothing at 'nothing.safetensors'"),
         ("--model.weights=timm/resnet18.a9_in1k", "its tags are resnet18.a1_in1k"),

@@ -7,21 +7,21 @@ import pytest
 import torch
 from scipy import stats
 from torchmetrics.functional.classification import multiclass_calibration_error
-from transfer_report import calibration_error, mean_of, report
+from transfer_report import calibration_error, calibration_gaps, mean_of, report
 
 CASES = ["few", "full"]
 
 
 def result(case: str, contestant: str, seed: int, accuracy: float, **other: Any) -> dict[str, Any]:
-    right = "".join("1" if number < round(100 * accuracy) else "0" for number in range(100))
+    right = [number < round(100 * accuracy) for number in range(100)]
     given = {"case": case, "contestant": contestant, "seed": seed, "accuracy": accuracy, "macro_f1": accuracy}
     return {
         **given,
         "log_loss": 0.5,
         "seconds": 10.0,
         "others": 0.0,
-        "right": right,
-        "confidence": [0.8] * 100,
+        "images": 100,
+        "gaps": calibration_gaps([0.8] * 100, right),
         **other,
     }
 
@@ -57,8 +57,9 @@ def test_the_calibration_error_is_that_of_torchmetrics() -> None:
     probabilities = logits.softmax(1)
     expected = multiclass_calibration_error(probabilities, targets, num_classes=4, n_bins=15, norm="l1")
     confidences, labels = probabilities.max(1)
-    found = calibration_error(confidences.tolist(), (labels == targets).tolist())
-    assert found == pytest.approx(float(expected), abs=1e-6)
+    told, right = confidences.tolist(), (labels == targets).tolist()
+    in_two_tests = [calibration_gaps(told[:200], right[:200]), calibration_gaps(told[200:], right[200:])]
+    assert calibration_error(in_two_tests, 500) == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_ours_is_compared_with_the_best_peer_seed_by_seed() -> None:
