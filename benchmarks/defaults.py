@@ -14,7 +14,6 @@ Runs go side by side, a processor each: no seconds are taken here. Each result i
 """
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transfer import Case, Result, Workplace, add_folders, key_of, material_folder, read_results
+from transfer import Case, Result, Workplace, add_folders, keep_result, key_of, material_folder, read_results
 from transfer_report import OURS, mean_of
 
 SOURCES = ("trash", "elpv", "cells")
@@ -165,8 +164,7 @@ class Ablation:
         except ChildProcessError as error:
             print(f"{name}: {error}", flush=True)
             return False
-        with self.file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps({**result, "contestant": name}) + "\n")
+        keep_result(self.file, {**result, "contestant": name})
         print(f"{case}, seed {seed}, {name}: {result['accuracy']:.4f}", flush=True)
         return True
 

@@ -273,6 +273,13 @@ def read_results(file: Path) -> list[Result]:
     return list({key_of(result): result for result in results}.values())
 
 
+def keep_result(file: Path, result: Result) -> None:
+    """Add a result as a JSON line; the file and its folder are made where they are missing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(result) + "\n")
+
+
 def key_of(result: Result) -> tuple[str, int, str]:
     return result["case"], result["seed"], result["contestant"]
 
@@ -346,8 +353,7 @@ def run_all(workplace: Workplace, work: Sequence[tuple[Case, int, list[str]]], f
                 print(error)
                 failed += 1
                 continue
-            with file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(result) + "\n")
+            keep_result(file, result)
             print(f"accuracy {result['accuracy']:.4f} in {result['seconds']:.0f} s")
     return failed
 

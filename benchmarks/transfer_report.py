@@ -57,6 +57,9 @@ def calibration_gaps(confidences: Sequence[float], right: Sequence[bool], bins: 
         confidences: probability of each answer.
         right: whether it was right.
         bins: their number.
+
+    Returns:
+        As many numbers, rounded to six decimals.
     """
     told, were = np.asarray(confidences), np.asarray(right, float)
     number = np.ceil(told * bins).clip(1).astype(int) - 1
