@@ -27,9 +27,8 @@ def add_arguments(parser: LightningArgumentParser) -> None:
         type=str,
         default="auto",
         help="fit: validation metric that picks the best checkpoint and stops early: val/accuracy, val/macro_f1, "
-        "val/loss or, where an image may have several classes, val/mean_average_precision; auto: the "
-        "loss below 2,000 validation images; then accuracy where an image has one class and classes are even, macro-F1 "
-        "otherwise",
+        "val/loss or, where an image may have several classes, val/mean_average_precision; auto: accuracy where an "
+        "image has one class and classes are even, macro-F1 otherwise",
     )
     parser.add_argument(
         "--patience",

@@ -9,29 +9,19 @@ MONITORS = {"val/accuracy": "max", "val/macro_f1": "max", "val/loss": "min", "va
 _OF_SEVERAL_CLASSES = "val/mean_average_precision"
 #: The largest class must have this many times the images of the smallest for classes to count as uneven.
 UNEVEN = 1.5
-#: So many validation images can tell by their classes which of two epochs is better: the last epochs of a run differ in
-#: some 5 % of their answers, and the square root of 0.05 / 2,000 is half a point.
-TELLING = 2_000
 
 
-def choose_monitor(
-    given: str, train_counts: Mapping[str, int], validated: int, multi_label: bool, rebalanced: bool = False
-) -> tuple[str, str]:
+def choose_monitor(given: str, train_counts: Mapping[str, int], multi_label: bool) -> tuple[str, str]:
     """The metric that picks the best checkpoint, and the reason.
 
-    Few images tell epochs apart by how sure the network is of each answer; by right and wrong alone they draw lots, and
-    an early epoch wins too often. With more of them, accuracy or macro-F1 decide: where classes are uneven, accuracy
-    rewards a model for neglecting the small ones; macro-F1 does not. Where an image may have several classes, accuracy
-    asks for all of them at once and tells little; the average precision, which looks at ranks alone, is perfect long
-    before the labels are.
+    Where classes are uneven, accuracy rewards a model for neglecting the small ones; macro-F1 does not. Where an image
+    may have several classes, accuracy asks for all of them at once and tells little; the average precision, which looks
+    at ranks alone, is perfect long before the labels are.
 
     Args:
         given: ``auto`` or a metric's name.
         train_counts: training images by class.
-        validated: number of validation images.
         multi_label: whether an image may have several classes.
-        rebalanced: whether training makes rare classes count for more, so that the network is less sure than it could
-            be of what is frequent, on purpose.
 
     Raises:
         UserError: an unknown metric, or one for several classes an image where each has one.
@@ -44,8 +34,6 @@ def choose_monitor(
                 "these."
             )
         return given, "as set"
-    if validated < TELLING and not rebalanced:
-        return "val/loss", f"{validated:,} validation images are too few to tell epochs apart by right and wrong alone"
     if multi_label:
         return "val/macro_f1", "an image may have several classes"
     ratio = max(train_counts.values()) / min(train_counts.values())

@@ -251,13 +251,7 @@ class TransferCLI(LightningCLI):
         identity = self.resumed or {}
         folder = self.checkpoint.parent if self.resumed and self.checkpoint else RUNS / new_run_name()
         table = data.table
-        self.monitor = choose_monitor(
-            settings.monitor,
-            table.counts("train"),
-            len(table.rows("val")),
-            data.multi_label,
-            rebalanced=settings.imbalance != "none",
-        )
+        self.monitor = choose_monitor(settings.monitor, table.counts("train"), data.multi_label)
         logger = None
         if settings.trainer.logger in (None, True):
             where = {

@@ -250,7 +250,7 @@ def _classes(audit: Audit) -> Iterator[Finding]:
             "note",
             f"The largest class has {max(sizes) / min(sizes):.0f} times the training images of the smallest",
             "Accuracy then says little of the small classes.",
-            "Go by macro-F1, which is reported beside it.",
+            "Go by macro-F1 (it is the monitor here, by default).",
             len(sizes),
             "classes",
         )
