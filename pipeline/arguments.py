@@ -28,7 +28,8 @@ def add_arguments(parser: LightningArgumentParser) -> None:
         default="auto",
         help="fit: validation metric that picks the best checkpoint and stops early: val/accuracy, val/macro_f1, "
         "val/loss or, where an image may have several classes, val/mean_average_precision; auto: accuracy where an "
-        "image has one class and classes are even, macro-F1 otherwise",
+        "image has one class and classes are even, macro-F1 otherwise, and without a patience an epoch before the last "
+        "one is taken only if it is better by more than chance",
     )
     parser.add_argument(
         "--patience",

@@ -13,6 +13,8 @@ from pipeline.runs import BEST, newest_checkpoint
 TEMPERATURE, CALIBRATED = "temperature", "calibrated"
 #: Under which it notes how far it lies from where training began, as a share of the way to where it ended.
 INTERPOLATED = "interpolated"
+#: Under which it notes which epoch, counted from 1, was better than the one that it is of, but only by chance.
+PASSED_OVER = "passed_over"
 
 
 def existing_checkpoint(given: str | None, in_folder: str = BEST, flag: str = "--ckpt_path") -> Path:
@@ -70,19 +72,18 @@ def calibrate_checkpoint(path: Path, temperature: float) -> None:
     _write(content, path)
 
 
-def interpolate_checkpoint(last: Path, best: Path, state: dict[str, Any], share: float) -> None:
-    """Write a checkpoint as the last one, with other tensors in its network; ``best`` is whole at any moment.
+def derive_checkpoint(last: Path, best: Path, note: dict[str, Any], state: dict[str, Any] | None = None) -> None:
+    """Write a checkpoint as the last one, with a note; ``best`` is whole at any moment.
 
     Args:
         last: checkpoint to copy.
         best: file to write.
-        state: tensors to put in their places.
-        share: noted as :data:`INTERPOLATED`.
+        note: kept beside what the checkpoint says already.
+        state: tensors to put in their places; none: all stay as they are.
     """
     content = read_checkpoint(last)
-    content["state_dict"] = {**content["state_dict"], **state}
-    content[INTERPOLATED] = share
-    _write(content, best)
+    content["state_dict"] = {**content["state_dict"], **(state or {})}
+    _write({**content, **note}, best)
 
 
 def _write(content: dict[str, Any], path: Path) -> None:

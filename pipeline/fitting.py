@@ -15,7 +15,7 @@ from pipeline.checkpoints import CALIBRATED, calibrate_checkpoint, read_checkpoi
 from pipeline.evaluation.calibration import fit_temperature, tempered
 from pipeline.evaluation.predictions import PredictionCollector
 from pipeline.finetuning.interpolation import USUAL_TEMPERATURE, StartingPoint
-from pipeline.finishing import interpolated_checkpoint
+from pipeline.finishing import interpolated_checkpoint, settled_checkpoint
 from pipeline.monitor import MONITORS
 from pipeline.outcome import Evaluated, say_next, track_outcome, write_predictions, write_summary
 from pipeline.progress import EpochLines, say
@@ -81,6 +81,7 @@ class Fitting:
         started: ``time.perf_counter()`` when the program started.
         interpolates: whether the best checkpoint is chosen between the start and the end of the training, and not
             among its epochs.
+        settles: whether an epoch before the last one has to be better by more than chance to be the best checkpoint.
         validates: whether there are images to choose and to calibrate by.
     """
 
@@ -93,6 +94,7 @@ class Fitting:
     data_facts: DataFacts
     started: float
     interpolates: bool = False
+    settles: bool = False
     validates: bool = True
 
     def __post_init__(self) -> None:
@@ -168,6 +170,10 @@ class Fitting:
             best, share = interpolated_checkpoint(trainer, task, data, self.folder.path, self.start, self.validates)
             why = "chosen by log loss here" if self.validates else "as usual"
             return best, f"{share:.0%} of the way from the solved head to the last epoch, {why}"
+        if self.best.best_model_path and self.settles:
+            best, passed_over = settled_checkpoint(trainer, task, data, self.folder.path)
+            if passed_over is not None:
+                return best, f"last epoch (epoch {passed_over} has the best {self.monitor}, within chance)"
         if self.best.best_model_path:
             return Path(self.best.best_model_path), f"best checkpoint by {self.monitor}"
         # A strategy that takes no steps leaves one network, and no epoch to choose; and without validation images there

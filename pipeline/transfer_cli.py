@@ -299,6 +299,8 @@ class TransferCLI(LightningCLI):
             started=self.started,
             # A run that begins from a checkpoint of another one did not see where the training began.
             interpolates=self.strategy.interpolates and (self.checkpoint is None or self.resumed is not None),
+            # Who names a metric or a patience has said how to choose.
+            settles=settings.monitor == "auto" and settings.patience is None,
             validates=self._require_validation(),
         )
 
