@@ -91,6 +91,16 @@ def test_few_images_pass_more_often() -> None:
     assert epochs[-1] == 3
 
 
+def test_many_classes_need_as_many_images_each_as_few_do() -> None:
+    two, six, hundred = (rules.epochs(replace(FACTS, images=3_000, classes=classes)) for classes in (2, 6, 100))
+    assert two.value < six.value < hundred.value == 12
+    assert "at most 12" in hundred.reason
+    assert (
+        rules.epochs(replace(FACTS, images=300, classes=2)).value
+        == rules.epochs(replace(FACTS, images=15_000, classes=100)).value
+    )
+
+
 def test_what_passes_more_often_is_cropped_smaller() -> None:
     shares = [rules.smallest_crop(epochs).value for epochs in (1, 3, 4, 6, 12, 40)]
     assert shares == sorted(shares, reverse=True)

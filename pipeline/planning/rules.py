@@ -22,7 +22,7 @@ _CPU_SIZE = 160
 # What evaluation sees is larger than what is trained on, because random crops show things enlarged (Touvron et al.).
 _ENLARGED = 1.2
 _LEAST_EPOCHS, _MOST_EPOCHS = 3, 12
-_PASSES = 1_100  # of images, beyond the least epochs
+_OF_A_CLASS = 900  # images that pass beyond the least epochs
 # Images that pass in all epochs together, from which on a fresh head does better than a solved one.
 _FRESH_FROM = 5_000
 _SCRATCH_EPOCHS = 10
@@ -126,8 +126,13 @@ def epochs(facts: Facts) -> Ruled:
     """Passes over the training images."""
     if not facts.pretrained:
         return Ruled(_SCRATCH_EPOCHS, "from scratch; more of them would help")
-    number = min(_MOST_EPOCHS, _LEAST_EPOCHS + round(_PASSES / facts.images))
-    return Ruled(number, f"few images need more passes: {_LEAST_EPOCHS} + {_PASSES:,} / {facts.images:,} images")
+    of_a_class = max(1, round(facts.images / facts.classes))
+    number = min(_MOST_EPOCHS, _LEAST_EPOCHS + round(_OF_A_CLASS / of_a_class))
+    return Ruled(
+        number,
+        f"few images of a class need more passes: {_LEAST_EPOCHS} + {_OF_A_CLASS} / {of_a_class:,} images a class"
+        + (f", at most {_MOST_EPOCHS}" if number == _MOST_EPOCHS else ""),
+    )
 
 
 def smallest_crop(epochs: int) -> Ruled:
