@@ -21,10 +21,10 @@ _STRIDE = 32  # of the networks: other sizes are cut off at the border
 _CPU_SIZE = 160
 # What evaluation sees is larger than what is trained on, because random crops show things enlarged (Touvron et al.).
 _ENLARGED = 1.2
-_LEAST_EPOCHS, _MOST_EPOCHS = 3, 12
+_LEAST_EPOCHS, _MOST_EPOCHS = 3, 24
 _OF_A_CLASS = 900  # images that pass beyond the least epochs
 # Images that pass in all epochs together, from which on a fresh head does better than a solved one.
-_FRESH_FROM = 3_000
+_FRESH_FROM = 2_000
 _SCRATCH_EPOCHS = 10
 # The smallest crop's share of the area: at most this, and no less than ImageNet's recipes go down to.
 _LARGEST_SHARE, _SMALLEST_SHARE = 0.5, 0.08
