@@ -81,7 +81,8 @@ class Fitting:
         started: ``time.perf_counter()`` when the program started.
         interpolates: whether the best checkpoint is chosen between the start and the end of the training, and not
             among its epochs.
-        settles: whether an epoch before the last one has to be better by more than chance to be the best checkpoint.
+        settles: whether an epoch before the last one has to be better by more than chance to be the best checkpoint
+            (:func:`~pipeline.finishing.settled_checkpoint`).
         validates: whether there are images to choose and to calibrate by.
     """
 

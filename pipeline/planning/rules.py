@@ -22,7 +22,7 @@ _CPU_SIZE = 160
 # What evaluation sees is larger than what is trained on, because random crops show things enlarged (Touvron et al.).
 _ENLARGED = 1.2
 _LEAST_EPOCHS, _MOST_EPOCHS = 3, 24
-_OF_A_CLASS = 900  # images that pass beyond the least epochs
+_OF_A_CLASS = 900  # passes of its images, beyond those of the least epochs
 # Images that pass in all epochs together, from which on a fresh head does better than a solved one.
 _FRESH_FROM = 2_000
 _SCRATCH_EPOCHS = 10
