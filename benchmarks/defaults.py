@@ -121,6 +121,7 @@ ROWS = (
     Row("moving average of the weights", experiment("MovingAverage")),
     Row("pulled to the start (L2-SP)", experiment("L2SP")),
     Row("stochastic depth 0.1", experiment("StochasticDepth")),
+    Row("taught by a ResNet-50 (distillation)", experiment("Distillation")),
 )
 
 

@@ -1,11 +1,21 @@
 """Callbacks of what was tried and is no part of the product; ``benchmarks/defaults.py`` measures them."""
 
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.nn import functional
 
+from pipeline.checkpoints import read_checkpoint
 from pipeline.finetuning.statistics import normalisations
 from pipeline.models.resnet import Block
+from pipeline.task import ClassificationTask
 
 
 class L2SP(Callback):
@@ -104,3 +114,39 @@ class StochasticDepth(Callback):
             return branch * kept / (1 - rate)
 
         return hook
+
+
+class Distillation(Callback):
+    """Learns from a larger network's answers, too (Hinton, Vinyals and Dean 2015, https://arxiv.org/abs/1503.02531).
+
+    The teacher is a ResNet-50 that the very command of this run has fitted to the same images before.
+
+    Args:
+        share: of the teacher in the loss; the rest is the labels'.
+        softness: temperature at which both answer.
+    """
+
+    def __init__(self, share: float = 0.5, softness: float = 2.0) -> None:
+        self.share, self.softness = share, softness
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        weights = Path(os.environ["PIPELINE_MATERIAL"]) / "weights/resnet50_imagenet.fp16.safetensors"
+        larger = ["--model.backbone=resnet50", f"--model.weights={weights}", "--trainer.callbacks=null"]
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run([sys.executable, "-m", "pipeline", *sys.argv[1:], *larger], cwd=folder, check=True)
+            (kept,) = Path(folder).glob("runs/*/best.ckpt")
+            content = read_checkpoint(kept)
+        self.teacher = ClassificationTask(**content["hyper_parameters"]).eval()
+        self.teacher.load_state_dict(content["state_dict"])
+        pl_module.objective.register_forward_hook(self._mix)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        with torch.inference_mode(), torch.autocast(pl_module.device.type, torch.bfloat16):
+            self.taught = self.teacher(batch["image"]).float()
+
+    def _mix(self, objective: nn.Module, inputs: tuple[Tensor, Tensor], losses: Tensor) -> Tensor:
+        own = (inputs[0] / self.softness).log_softmax(dim=1)
+        taught = (self.taught / self.softness).softmax(dim=1)
+        # A softer answer has smaller gradients, by the square of the softness.
+        divergence = functional.kl_div(own, taught, reduction="none").sum(dim=1) * self.softness**2
+        return (1 - self.share) * losses + self.share * divergence

@@ -72,13 +72,13 @@ def test_a_budget_reckons_with_them(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, told: list[str], count: int
 ) -> None:
     seen: list[Any] = []
-    real = planner.measure_pace
+    real = planner.Stopwatch
 
     def watched(*given: Any) -> Any:
         seen.append(given[-1])
         return real(*given)
 
-    monkeypatch.setattr(planner, "measure_pace", watched)
+    monkeypatch.setattr(planner, "Stopwatch", watched)
     assert main(["plan", *arguments[1:], "--budget=20m", *told]) == 0
     assert len(seen[0]) == count
 

@@ -149,13 +149,13 @@ def test_every_rule_says_why() -> None:
 
 # Budgets
 
-PACE = Pace(size=160, training=0.01, evaluation=0.004, reading=0.004, shares_cores=True, readers=2)
+PACE = Pace(size=160, training=0.01, embedding=0.003, answering=0.004, reading=0.004, shares_cores=True, readers=2)
 SIZES = [(96, 128), (128, 160), (160, 192), (224, 256)]
 
 
 def fitted(seconds: float, spent: float = 10.0, **other: object):
-    budget = Budget(seconds, spent, replace(PACE, **other), FACTS, views=2)
-    return budget.fit(SIZES, usual=4, usual_size=160, solved=True)
+    budget = Budget(seconds, lambda: spent, replace(PACE, **other).at, FACTS, views=2)
+    return budget.fit(SIZES, usual=4, usual_size=160, solved=True, suffices=True)
 
 
 def test_more_time_means_more_pixels_and_epochs_and_is_never_exceeded() -> None:
@@ -176,20 +176,46 @@ def test_too_little_time_to_train_still_solves_a_head() -> None:
         fitted(12)
 
 
+def test_a_head_on_more_pixels_is_preferred_to_hardly_any_training() -> None:
+    # Half of the usual epochs at the usual size, or none.
+    chosen = [fitted(seconds) for seconds in range(40, 120, 5)]
+    trained = [found for found in chosen if found.epochs]
+    heads = [found for found in chosen if not found.epochs]
+    assert {found.train_size for found in trained} <= {160, 224}
+    assert min(found.epochs for found in trained) >= 2
+    assert [found.train_size for found in heads] == sorted(found.train_size for found in heads)
+    assert heads[-1].train_size == 224
+
+
+def test_where_no_head_can_be_solved_there_are_fewer_epochs_and_pixels() -> None:
+    def fitted(seconds: float) -> tuple[int, int]:
+        found = Budget(seconds, lambda: 10, PACE.at, FACTS, views=2).fit(SIZES, 4, 160, solved=False)
+        return found.train_size, found.epochs
+
+    assert fitted(45)[0] == 96
+    assert fitted(120)[0] >= 160
+
+
+def test_what_is_tried_before_training_counts_where_something_is_trained() -> None:
+    budget, trying = (Budget(100, lambda: 10, PACE.at, FACTS, views=2, preparing=seconds) for seconds in (0, 7))
+    assert trying.expected(160, 192, 1, True) == budget.expected(160, 192, 1, True) + 7
+    assert trying.expected(160, 192, 0, True) == budget.expected(160, 192, 0, True)
+
+
 def test_epochs_that_are_set_are_not_changed() -> None:
-    budget = Budget(200, 10, PACE, FACTS, views=2)
-    sizes = {epochs: budget.fit(SIZES, 4, 160, True, epochs) for epochs in (1, 4, 12)}
+    budget = Budget(200, lambda: 10, PACE.at, FACTS, views=2)
+    sizes = {epochs: budget.fit(SIZES, 4, 160, solved=True, epochs=epochs) for epochs in (1, 4, 12)}
     assert {epochs: found.epochs for epochs, found in sizes.items()} == {1: 1, 4: 4, 12: 12}
     assert sizes[1].train_size > sizes[12].train_size
     with pytest.raises(UserError, match="--budget: expected at least"):
-        budget.fit(SIZES, 4, 160, True, 100)
+        budget.fit(SIZES, 4, 160, solved=True, epochs=100)
 
 
 def test_where_a_gpu_computes_reading_hides_behind_it() -> None:
     shared, apart = PACE, replace(PACE, shares_cores=False)
-    assert shared.trained == pytest.approx(0.012)
-    assert apart.trained == pytest.approx(0.01)
-    assert replace(apart, reading=0.1).trained == pytest.approx(0.05)
+    assert shared.with_reading(0.01) == pytest.approx(0.012)
+    assert apart.with_reading(0.01) == pytest.approx(0.01)
+    assert replace(apart, reading=0.1).with_reading(0.01) == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("1.5h", 5400), ("1h30m", 5400)])

@@ -1,6 +1,6 @@
 """What fits into a given time: which resolution, and how many epochs of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import UserError
@@ -10,12 +10,16 @@ from pipeline.planning.timing import Pace
 
 #: Share of the budget that is planned with; the rest is for what was not foreseen.
 _PLANNED = 0.93
-# Seconds for what does not grow with the images: opening the tracked run, and closing it.
-_OPENING, _CLOSING = 4.0, 3.0
+# Seconds for what does not grow with the images: opening the tracked run and the first processes that read, solving a
+# head, and at the end starting two evaluations and closing the run.
+_OPENING, _SOLVING, _CLOSING = 5.0, 1.5, 7.0
+# The network that is handed over is chosen by answers to at most so many validation images, of so many networks.
+_ASKED, _NETWORKS = 2_000, 3
 # More epochs than this many times the usual number bring nothing.
 _MOST_TIMES = 3
-# Below this share of the usual epochs, fewer pixels are the better saving.
-_LEAST_SHARE = 1 / 3
+# With less than this share of the usual epochs, or with fewer pixels than usual, a trained network is hardly better
+# than a head that is solved on more pixels.
+_LEAST_SHARE = 1 / 2
 
 
 @dataclass(frozen=True)
@@ -39,17 +43,20 @@ class Budget:
 
     Attributes:
         seconds: from the start of the program to its end.
-        spent: of them, before training begins.
-        pace: what an image takes.
+        elapsed: how many of them have passed.
+        pace: what an image takes, by its size.
         facts: how many images there are.
-        views: of an image that evaluation averages.
+        views: of an image that evaluation averages where the network is trained; of one with a solved head there is
+            one.
+        preparing: seconds of what is tried before a network is trained, and not before a head is solved.
     """
 
     seconds: float
-    spent: float
-    pace: Pace
+    elapsed: Callable[[], float]
+    pace: Callable[[int], Pace]
     facts: Facts
     views: int
+    preparing: float = 0.0
 
     def expected(self, train_size: int, image_size: int, epochs: int, solved: bool) -> float:
         """Seconds that a run will have taken at its end.
@@ -60,19 +67,32 @@ class Budget:
             epochs: passes over the training images.
             solved: whether all training images pass the network once before.
         """
-        facts, looked_at = self.facts, self.pace.at(image_size).evaluated
-        each = (
-            facts.images * self.pace.at(train_size).trained + facts.validated * self.views * looked_at
-        ) / facts.devices
-        trying = (facts.images + facts.validated + facts.tested) * self.pace.reading / 2 / self.pace.readers
-        once = (
-            facts.images * looked_at * solved
-            + (facts.validated + facts.tested) * self.views * looked_at / facts.devices
-        )
-        return self.spent + _OPENING + trying + once + epochs * each + _CLOSING
+        facts, large = self.facts, self.pace(image_size)
+        embedded = large.with_reading(large.embedding)
+        answered = large.with_reading(large.answering * (self.views if epochs else 1))
+        seconds = self.elapsed() + _OPENING + _CLOSING
+        seconds += (
+            (facts.images + facts.validated + facts.tested) * large.reading / 2 / large.readers
+        )  # are they whole?
+        seconds += (facts.validated + facts.tested) * answered / facts.devices
+        if solved:
+            seconds += facts.images * embedded + _SOLVING
+        if not epochs:
+            return seconds
+        chosen = _NETWORKS * min(_ASKED, facts.validated) * large.embedding
+        small = self.pace(train_size)
+        trained = facts.images * small.with_reading(small.training) + facts.validated * embedded
+        return seconds + self.preparing + chosen + epochs * trained / facts.devices
 
     def fit(
-        self, sizes: Sequence[tuple[int, int]], usual: int, usual_size: int, solved: bool, epochs: int | None = None
+        self,
+        sizes: Sequence[tuple[int, int]],
+        usual: int,
+        usual_size: int,
+        *,
+        solved: bool,
+        suffices: bool = False,
+        epochs: int | None = None,
     ) -> Fitted:
         """The most that fits: pixels up to the most there are while the usual number of epochs does, then epochs.
 
@@ -81,31 +101,40 @@ class Budget:
             usual: epochs without a budget.
             usual_size: of images that are trained on without a budget.
             solved: whether the head is solved before.
+            suffices: whether it may be left at that, where too little training would fit.
             epochs: that a person has set; none: as many as fit.
 
         Raises:
-            UserError: not even a solved head does, or not as many epochs as are set.
+            UserError: not even a solved head does, or one epoch, or not as many as are set.
         """
-        allowed = _PLANNED * self.seconds
-        for train_size, image_size in sorted(sizes, reverse=True):
-            start = self.expected(train_size, image_size, 0, solved)
-            each = self.expected(train_size, image_size, 1, solved) - start
-            if epochs is not None:
-                most = least = epochs
-            else:
-                most = _MOST_TIMES * usual
-                least = usual if train_size > usual_size else max(1, round(usual * _LEAST_SHARE))
-            fitting = min(most, int((allowed - start) // each))
-            if fitting >= least:
-                return Fitted(train_size, fitting, start + fitting * each)
-        shortest = None
-        for train_size, image_size in sorted(sizes, reverse=True):
-            shortest = self.expected(train_size, image_size, epochs or 0, solved)
-            if solved and epochs is None and shortest <= allowed:
-                return Fitted(train_size, 0, shortest)
-        assert shortest is not None
+        largest_first = sorted(sizes, reverse=True)
+        larger = [both for both in largest_first if both[0] > usual_size]
+        others = largest_first[len(larger) :]
+        most, half = _MOST_TIMES * usual, max(1, round(usual * _LEAST_SHARE))
+        if epochs is not None:  # sizes, and the least and the most epochs, in the order in which they are wanted
+            wanted = [(largest_first, epochs, epochs)]
+        else:
+            wanted = [(larger, usual, most), (others[:1], half, most)]
+            wanted.append((largest_first, 0, 0) if suffices else (others, 1, most))
+        for among, least, up_to in wanted:
+            fitted = self._first(among, least, up_to, solved)
+            if fitted is not None:
+                return fitted
+        shortest = self.expected(*largest_first[-1], wanted[-1][1], solved) / _PLANNED
         raise UserError(
-            f"--budget: expected at least {in_words(shortest / _PLANNED)} for these images on this machine (of which "
-            f"{in_words(self.spent)} have passed before training), found {in_words(self.seconds)}; allow more time or "
-            "leave the budget out."
+            f"--budget: expected at least {in_words(shortest)} for these images on this machine (of which "
+            f"{in_words(self.elapsed())} have passed before training), found {in_words(self.seconds)}; allow more time "
+            "or leave the budget out."
         )
+
+    def _first(self, sizes: Sequence[tuple[int, int]], least: int, most: int, solved: bool) -> Fitted | None:
+        """The first size at which at least so many epochs fit, and how many do."""
+        allowed = _PLANNED * self.seconds
+        for train_size, image_size in sizes:
+            shortest = self.expected(train_size, image_size, least, solved)
+            if shortest > allowed:
+                continue
+            each = self.expected(train_size, image_size, least + 1, solved) - shortest
+            more = min(most - least, int((allowed - shortest) // each)) if most > least else 0
+            return Fitted(train_size, least + more, shortest + more * each)
+        return None

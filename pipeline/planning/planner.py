@@ -21,12 +21,13 @@ from pipeline.planning.facts import Facts
 from pipeline.planning.orientation import TURNS, Recognised, try_turns
 from pipeline.planning.plan import OPEN, Choice, Plan
 from pipeline.planning.rules import Ruled
-from pipeline.planning.timing import measure_pace
+from pipeline.planning.timing import Stopwatch
 from pipeline.precision import computing
 from pipeline.task import ClassificationTask
 
 TRAIN_SIZE, IMAGE_SIZE, CROP = (f"data.init_args.{name}" for name in ("train_size", "image_size", "crop_fraction"))
 TRANSFORMS = "data.init_args.train_transforms"
+ORIENTATION = "data.init_args.orientation"
 VAL_FRACTION = "data.init_args.val_fraction"
 EPOCHS = "trainer.max_epochs"
 _TURNED = 400  # images that are tried in other orientations
@@ -100,7 +101,7 @@ class Planner:
             self._settle(EPOCHS, Ruled(1, "a formality: the head is solved before it, and nothing is trained"))
             return Plan(tuple(self.choices.values()), expected)
         batch_size = self._settle("data.init_args.batch_size", rules.batch_size(facts))
-        orientation = self._settle("data.init_args.orientation", self._orientation)
+        orientation = self._settle(ORIENTATION, self._orientation)
         epochs = self._settle(EPOCHS, passes)
         # Whoever names another augmentation gets its own crops.
         if facts.pretrained and self.settings.get(TRANSFORMS) == "standard":
@@ -131,18 +132,26 @@ class Planner:
         given_strategy = self._given("finetuning")
         strategy = rules.strategy(facts, passes.value)
         frozen = early_parameters(bench.task.network) if _freezes_early(given_strategy or strategy.value) else []
-        pace = measure_pace(bench.task, bench.data, size.value, rules.batch_size(facts).value, precision, frozen)
-        budget = Budget(seconds, time.perf_counter() - started, pace, facts, _EXPECTED_VIEWS)
-        fit = partial(budget.fit, both, passes.value, size.value)
+        stopwatch = Stopwatch(bench.task, bench.data, size.value, rules.batch_size(facts).value, precision, frozen)
+        budget = Budget(
+            seconds,
+            lambda: time.perf_counter() - started,
+            stopwatch.at,
+            facts,
+            _EXPECTED_VIEWS,
+            self._seconds_of_turns(stopwatch, size.value) if self._tries_turns else 0.0,
+        )
+        fit = partial(budget.fit, both, passes.value, given or size.value, epochs=self._given(EPOCHS))
         if given_strategy is not None:
             named = rules.name_of(given_strategy)
-            epochs = 0 if named == "LinearProbe" else self._given(EPOCHS)
-            return strategy, fit(named in ("ProbeThenFineTune", "LinearProbe"), epochs)
+            if named == "LinearProbe":
+                return strategy, budget.fit(both, passes.value, size.value, solved=True, epochs=0)
+            return strategy, fit(solved=named == "ProbeThenFineTune")
         solvable = rules.name_of(rules.strategy(facts, 0).value) == "ProbeThenFineTune"
-        fitted = fit(solvable, self._given(EPOCHS))
+        fitted = fit(solved=solvable, suffices=solvable)
         strategy = rules.strategy(facts, fitted.epochs)
         if solvable and rules.name_of(strategy.value) == "FullFineTuning":  # what solving takes is left for training
-            longer = fit(False, self._given(EPOCHS))
+            longer = fit(solved=False)
             if rules.name_of(rules.strategy(facts, longer.epochs).value) == "FullFineTuning":
                 return rules.strategy(facts, longer.epochs), longer
         return strategy, fitted
@@ -164,9 +173,21 @@ class Planner:
         self.choices[setting] = Choice(setting, *found)
         return found.value
 
-    def _orientation(self) -> Ruled:
+    @property
+    def _tries_turns(self) -> bool:
         facts = self.facts
-        if not facts.pretrained or facts.multi_label or facts.images > rules.MANY:
+        is_open = self._given(ORIENTATION) is None
+        return is_open and facts.pretrained and not facts.multi_label and facts.images <= rules.MANY
+
+    def _seconds_of_turns(self, stopwatch: Stopwatch, size: int) -> float:
+        pace = stopwatch.usual.at(self._turned_size(size))
+        return min(_TURNED, self.facts.images) * (pace.with_reading(0.0) + (1 + len(TURNS)) * pace.embedding)
+
+    def _turned_size(self, size: int) -> int:
+        return size if self.facts.fixed_size else min(size, _TURNED_SIZE)
+
+    def _orientation(self) -> Ruled:
+        if not self._tries_turns:
             return Ruled("mirrored", "what is common for photographs; not tried here")
         try:
             recognised = self._try_turns()
@@ -185,9 +206,7 @@ class Planner:
         bench = self.bench
         data, task = bench.data, bench.task
         size, crop = (self.choices[name].value for name in (IMAGE_SIZE, CROP))
-        if not self.facts.fixed_size:
-            size = min(size, _TURNED_SIZE)
-        data.preprocessing = replace(data.preprocessing, size=size, crop=crop)
+        data.preprocessing = replace(data.preprocessing, size=self._turned_size(size), crop=crop)
         task.hparams["preprocessing"] = data.preprocessing.to_dict()
         task.to("cuda" if self.facts.device == "cuda" else "cpu")
         images, folder = data.plain("train"), self._feature_folder()

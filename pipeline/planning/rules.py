@@ -87,7 +87,10 @@ def in_time(fitted: Fitted, seconds: float, strategy: Ruled, size: Ruled, passes
     """Strategy, size of training images and epochs, where there is a budget."""
     within = f"what fits into {in_words(seconds)}, as measured on this machine"
     if fitted.epochs == 0:
-        strategy = Ruled(strategy_of("LinearProbe"), f"{in_words(seconds)} are not enough to train the backbone")
+        strategy = Ruled(
+            strategy_of("LinearProbe"),
+            f"{in_words(seconds)} are not enough to train the backbone: a head on more pixels does better",
+        )
     if fitted.train_size != size.value:
         size = Ruled(fitted.train_size, within)
     if fitted.epochs != passes.value:

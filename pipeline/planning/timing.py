@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from datamodules import DataError, ImageDataModule
 from datamodules.checking import usable_cores
@@ -14,7 +15,7 @@ from pipeline.finetuning.features import evaluating
 from pipeline.finetuning.freezing import freeze, hold_still
 from pipeline.task import ClassificationTask
 
-_STEPS = 3  # after one that warms up
+_STEPS = 2  # after one that warms up
 _READ = 24  # images
 
 
@@ -24,8 +25,9 @@ class Pace:
 
     Attributes:
         size: side of the network's input in pixels.
-        training: forward and backward and a step, in the training's precision.
-        evaluation: forward in float32.
+        training: forward, backward and a step, in the training's precision.
+        embedding: forward in the training's precision.
+        answering: forward in float32.
         reading: decoding and augmenting, on one core.
         shares_cores: whether the network computes on the cores that read.
         readers: processes that read.
@@ -33,89 +35,108 @@ class Pace:
 
     size: int
     training: float
-    evaluation: float
+    embedding: float
+    answering: float
     reading: float
     shares_cores: bool
     readers: int
 
     def at(self, size: int) -> "Pace":
-        """The same for another size: work grows with the area."""
+        """The same for another size, as far as work grows with the area."""
         ratio = (size / self.size) ** 2
-        return replace(self, size=size, training=self.training * ratio, evaluation=self.evaluation * ratio)
+        scaled = {name: getattr(self, name) * ratio for name in ("training", "embedding", "answering")}
+        return replace(self, size=size, **scaled)
 
-    @property
-    def trained(self) -> float:
-        """Seconds for an image that is read and trained on."""
-        return self._with_reading(self.training)
-
-    @property
-    def evaluated(self) -> float:
-        """Seconds for an image that is read and answered."""
-        return self._with_reading(self.evaluation)
-
-    def _with_reading(self, computing: float) -> float:
+    def with_reading(self, computing: float) -> float:
+        """Seconds for an image that is read, and computed on for so long."""
         reading = self.reading / self.readers
         return computing + reading if self.shares_cores else max(computing, reading)
 
 
-def measure_pace(
-    task: ClassificationTask,
-    data: ImageDataModule,
-    size: int,
-    batch_size: int,
-    computing: Callable[[], AbstractContextManager[Any]],
-    frozen: Collection[str] = (),
-) -> Pace:
-    """Try a few steps on made-up images, and read a few real ones. Weights and statistics are left as they were.
+class Stopwatch:
+    """How long an image takes on this machine, measured on a few steps when that is first asked.
+
+    Steps go through made-up images; real ones are only read. Weights and statistics are left as they were.
 
     Args:
         task: a network of its own, which nobody trains; it comes back in evaluation mode.
         data: whose training images are read.
-        size: side of the network's input in pixels.
+        size: side of the network's input in pixels; of larger ones nothing is measured, because there the work grows
+            with the area.
         batch_size: images a step.
         computing: context of the training's precision.
         frozen: names of parameters that are not trained.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = task.to(device).network
-    # Noise, because a processor multiplies zeros at another speed.
-    channels = len(task.mean.flatten())
-    images = torch.rand(batch_size, channels, size, size, device=device).contiguous(memory_format=torch.channels_last)
-    kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    freeze(network, frozen)
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
 
-    def train() -> None:
-        with computing():
-            loss = network(images).float().square().mean()
-        torch.autograd.grad(loss, parameters)
+    def __init__(
+        self,
+        task: ClassificationTask,
+        data: ImageDataModule,
+        size: int,
+        batch_size: int,
+        computing: Callable[[], AbstractContextManager[Any]],
+        frozen: Collection[str] = (),
+    ) -> None:
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._network = task.to(self._device).network
+        self._channels, self._batch_size, self._computing = len(task.mean.flatten()), batch_size, computing
+        freeze(self._network, frozen)
+        images = self._images(size)
+        with evaluating(self._network), torch.inference_mode():
+            answering = self._an_image(lambda: self._network(images))
+            with computing():
+                embedding = self._an_image(lambda: self._network(images))
+        on_cores, cores = self._device == "cpu", usable_cores()
+        #: At the size that was given.
+        self.usual = Pace(size, self._training(images), embedding, answering, _reading(data), on_cores, cores)
+        self._measured = {size: self.usual}
 
-    def evaluate() -> None:
-        with torch.inference_mode():
-            network(images)
+    def at(self, size: int) -> Pace:
+        """The pace at a size."""
+        if size > self.usual.size:
+            return self.usual.at(size)
+        # Smaller ones gain less than their area: some steps take as long for a small image as for a larger one.
+        if size not in self._measured:
+            self._measured[size] = replace(self.usual.at(size), training=self._training(self._images(size)))
+        return self._measured[size]
 
-    network.train()
-    hold_still(network)
-    training = _seconds(train, device) / batch_size
-    with evaluating(network):
-        evaluation = _seconds(evaluate, device) / batch_size
-    network.load_state_dict(kept)
-    cores = usable_cores()
-    return Pace(size, training, evaluation, _reading(data), device == "cpu", cores)
+    def _images(self, size: int) -> Tensor:
+        # Noise, because a processor multiplies zeros at another speed.
+        images = torch.rand(self._batch_size, self._channels, size, size, device=self._device)
+        return images.contiguous(memory_format=torch.channels_last)
 
+    def _training(self, images: Tensor) -> float:
+        network = self._network
+        kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        # The rate of an optimizer makes no difference to how long it takes.
+        optimizer = torch.optim.AdamW([each for each in network.parameters() if each.requires_grad], lr=0.0)
 
-def _seconds(step: Callable[[], None], device: str) -> float:
-    """The least of a few: what else the machine does only adds."""
-    step()
-    return min(_timed(step, device) for _ in range(_STEPS))
+        def train() -> None:
+            optimizer.zero_grad()
+            with self._computing():
+                loss = network(images).float().square().mean()
+            loss.backward()
+            optimizer.step()
 
+        network.train()
+        hold_still(network)
+        seconds = self._an_image(train)
+        network.eval()
+        optimizer.zero_grad()
+        network.load_state_dict(kept)
+        return seconds
 
-def _timed(step: Callable[[], None], device: str) -> float:
-    started = time.perf_counter()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+    def _an_image(self, step: Callable[[], object]) -> float:
+        """The least of a few: what else the machine does only adds."""
+        step()
+        return min(self._timed(step) for _ in range(_STEPS)) / self._batch_size
+
+    def _timed(self, step: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        step()
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
 
 
 def _reading(data: ImageDataModule) -> float:
