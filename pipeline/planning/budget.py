@@ -68,13 +68,11 @@ class Budget:
             solved: whether all training images pass the network once before.
         """
         facts, large = self.facts, self.pace(image_size)
+        evaluated = facts.validated + facts.tested
         embedded = large.with_reading(large.embedding)
         answered = large.with_reading(large.answering * (self.views if epochs else 1))
-        seconds = self.elapsed() + _OPENING + _CLOSING
-        seconds += (
-            (facts.images + facts.validated + facts.tested) * large.reading / 2 / large.readers
-        )  # are they whole?
-        seconds += (facts.validated + facts.tested) * answered / facts.devices
+        tried = (facts.images + evaluated) * large.reading / 2 / large.readers  # whether they can be read
+        seconds = self.elapsed() + _OPENING + tried + evaluated * answered / facts.devices + _CLOSING
         if solved:
             seconds += facts.images * embedded + _SOLVING
         if not epochs:
