@@ -136,7 +136,7 @@ class Distillation(Callback):
             subprocess.run([sys.executable, "-m", "pipeline", *sys.argv[1:], *larger], cwd=folder, check=True)
             (kept,) = Path(folder).glob("runs/*/best.ckpt")
             content = read_checkpoint(kept)
-        self.teacher = ClassificationTask(**content["hyper_parameters"]).eval()
+        self.teacher = ClassificationTask(**content["hyper_parameters"]).to(pl_module.device).eval()
         self.teacher.load_state_dict(content["state_dict"])
         pl_module.objective.register_forward_hook(self._mix)
 

@@ -18,11 +18,11 @@ from pipeline.precision import computing
 from pipeline.runs import BEST, LAST
 from pipeline.task import ClassificationTask
 
-# Validation images that are asked: how far to go along a line more of them choose no better, ...
+# Validation images that are asked how far to go along a line: more of them choose no better.
 _ASKED = 256
-# ... and between two epochs so many see half a point: the last ones differ in some 5 % of their answers, and the square
-# root of 0.05 / 2,000 is 0.005.
-_ASKED_OF_EPOCHS = 2_000
+#: Validation images that are asked to choose between two epochs. So many see half a point: the last ones differ in some
+#: 5 % of their answers, and the square root of 0.05 / 2,000 is 0.005.
+ASKED_OF_EPOCHS = 2_000
 _NETWORK = "network."  # before the names of its tensors in a checkpoint
 
 
@@ -87,7 +87,7 @@ def settled_checkpoint(
     # Asked by all processes before the first one writes.
     trainer.strategy.barrier()
     if trainer.is_global_zero and earlier["global_step"] < final["global_step"]:
-        validation = _Validation(trainer, task, data, _ASKED_OF_EPOCHS)
+        validation = _Validation(trainer, task, data, ASKED_OF_EPOCHS)
         one, other = (_at_its_temperature(validation(_network(content))) for content in (earlier, final))
         if paired_differences(one, other, validation.groups)["log_loss"].low <= 0:
             derive_checkpoint(last, best, {PASSED_OVER: earlier["epoch"] + 1})

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import UserError
+from pipeline.finishing import ASKED_OF_EPOCHS
 from pipeline.planning.duration import in_words
 from pipeline.planning.facts import Facts
 from pipeline.planning.timing import Pace
@@ -13,8 +14,8 @@ _PLANNED = 0.93
 # Seconds for what does not grow with the images: opening the tracked run and the first processes that read, solving a
 # head, and at the end starting two evaluations and closing the run.
 _OPENING, _SOLVING, _CLOSING = 5.0, 1.5, 7.0
-# The network that is handed over is chosen by answers to at most so many validation images, of so many networks.
-_ASKED, _NETWORKS = 2_000, 3
+# Networks that answer validation images before one of them is handed over.
+_NETWORKS = 3
 # More epochs than this many times the usual number bring nothing.
 _MOST_TIMES = 3
 # With less than this share of the usual epochs, or with fewer pixels than usual, a trained network is hardly better
@@ -77,7 +78,7 @@ class Budget:
             seconds += facts.images * embedded + _SOLVING
         if not epochs:
             return seconds
-        chosen = _NETWORKS * min(_ASKED, facts.validated) * large.embedding
+        chosen = _NETWORKS * min(ASKED_OF_EPOCHS, facts.validated) * large.embedding
         small = self.pace(train_size)
         trained = facts.images * small.with_reading(small.training) + facts.validated * embedded
         return seconds + self.preparing + chosen + epochs * trained / facts.devices
@@ -132,7 +133,9 @@ class Budget:
             shortest = self.expected(train_size, image_size, least, solved)
             if shortest > allowed:
                 continue
+            if least == most:
+                return Fitted(train_size, least, shortest)
             each = self.expected(train_size, image_size, least + 1, solved) - shortest
-            more = min(most - least, int((allowed - shortest) // each)) if most > least else 0
+            more = min(most - least, int((allowed - shortest) // each))
             return Fitted(train_size, least + more, shortest + more * each)
         return None

@@ -145,7 +145,7 @@ class Planner:
         if given_strategy is not None:
             named = rules.name_of(given_strategy)
             if named == "LinearProbe":
-                return strategy, budget.fit(both, passes.value, size.value, solved=True, epochs=0)
+                return strategy, fit(solved=True, epochs=0)
             return strategy, fit(solved=named == "ProbeThenFineTune")
         solvable = rules.name_of(rules.strategy(facts, 0).value) == "ProbeThenFineTune"
         fitted = fit(solved=solvable, suffices=solvable)

@@ -1,0 +1,50 @@
+"""How long an image takes: measured without a trace, and only where the work does not simply grow with the area."""
+
+import contextlib
+
+import pytest
+import torch
+
+from pipeline.planning import timing
+from pipeline.planning.timing import Stopwatch
+from pipeline.task import ClassificationTask
+
+
+@pytest.fixture
+def task() -> ClassificationTask:
+    torch.manual_seed(0)
+    return ClassificationTask(["a", "b"], {"mean": [0.5] * 3, "std": [0.25] * 3}, "resnet18")
+
+
+@pytest.fixture(autouse=True)
+def nothing_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_reading", lambda _: 0.001)
+
+
+def stopwatch(task: ClassificationTask, frozen: tuple[str, ...] = ()) -> Stopwatch:
+    return Stopwatch(task, None, 64, 4, contextlib.nullcontext, frozen)  # type: ignore[arg-type]
+
+
+def test_weights_and_statistics_are_left_as_they_were(task: ClassificationTask) -> None:
+    before = {name: tensor.clone() for name, tensor in task.network.state_dict().items()}
+    stopwatch(task).at(32)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in task.network.state_dict().items())
+    assert all(parameter.grad is None for parameter in task.network.parameters())
+
+
+def test_smaller_images_are_measured_and_larger_ones_follow_from_the_area(
+    task: ClassificationTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+    real = Stopwatch._training
+
+    def watched(self: Stopwatch, images: torch.Tensor) -> float:
+        measured.append(images.shape[-1])
+        return real(self, images)
+
+    monkeypatch.setattr(Stopwatch, "_training", watched)
+    watch = stopwatch(task)
+    assert watch.at(128).training == pytest.approx(4 * watch.usual.training)
+    assert watch.at(32) is watch.at(32)
+    assert measured == [64, 32]
+    assert watch.at(32).embedding == pytest.approx(watch.usual.embedding / 4)
