@@ -80,6 +80,13 @@ def test_a_case_is_lost_where_the_whole_interval_lies_behind(ours: list[float], 
     assert line.startswith(f"  {verdict}")
 
 
+def test_ours_with_a_budget_is_compared_and_held_to_nothing() -> None:
+    shown = report(both({"ours --budget=1m": [0.70, 0.71], "peer": [0.72, 0.73]}), CASES)
+    assert "ours --budget=1m against peer, paired by seed" in shown
+    assert "  -2.0 ± 0.0 points of accuracy, n = 2\n  1.00 of its seconds" in shown
+    assert "met " not in shown
+
+
 def test_disturbed_seconds_do_not_count() -> None:
     quiet = both({"ours": [0.8, 0.8], "peer": [0.7, 0.7]})
     for entry in quiet:
