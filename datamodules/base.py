@@ -50,6 +50,8 @@ class ImageDataModule(LightningDataModule):
         crop_fraction: share of the short side that evaluation keeps, in (0, 1]; ``auto``: as the weights ask for.
             Set 1.0 where the subject fills the picture.
         train_size: side of the images that are trained on, in pixels; ``auto``: as ``image_size``.
+        reduced_epochs: so many first epochs train on images of four fifths of that side, which takes two thirds of
+            the time; ``auto``: 0.
         train_transforms: augmentation of training images: ``light``, ``standard``, ``strong``, ``trivial_augment``, or
             a list of albumentations transforms, without normalisation.
         smallest_crop: least share of an image's area that those named augmentations crop to, in (0, 1]; ``auto``: what
@@ -94,6 +96,7 @@ class ImageDataModule(LightningDataModule):
         image_size: int | Literal["auto"] = "auto",
         crop_fraction: float | Literal["auto"] = "auto",
         train_size: int | Literal["auto"] = "auto",
+        reduced_epochs: int | Literal["auto"] = "auto",
         train_transforms: str | list[A.BasicTransform | A.BaseCompose] = "standard",
         smallest_crop: float | Literal["auto"] = "auto",
         orientation: Orientation | Literal["auto"] = "auto",
@@ -120,7 +123,8 @@ class ImageDataModule(LightningDataModule):
         self.batch_size = _BATCH_SIZE if batch_size == "auto" else batch_size
         if self.batch_size < 2:
             raise DataError(f"data.batch_size: expected at least 2 (batch normalisation compares), found {batch_size}.")
-        for name, value in (("num_workers", num_workers), ("split_seed", split_seed), ("seed", seed)):
+        numbers = {"num_workers": num_workers, "split_seed": split_seed, "seed": seed, "reduced_epochs": reduced_epochs}
+        for name, value in numbers.items():
             if value != "auto" and value < 0:
                 raise DataError(f"data.{name}: expected 0 or more, found {value}.")
         if channels < 1:
@@ -151,7 +155,8 @@ class ImageDataModule(LightningDataModule):
         size = None if train_size == "auto" else train_size
         turned: Orientation = "mirrored" if orientation == "auto" else orientation
         smallest = None if smallest_crop == "auto" else smallest_crop
-        self.augmentation = Augmentation(train_transforms, self.preprocessing, size, turned, smallest)
+        reduced = 0 if reduced_epochs == "auto" else reduced_epochs
+        self.augmentation = Augmentation(train_transforms, self.preprocessing, size, turned, smallest, reduced)
         #: Told what takes long: its name, how much is done, of how many.
         self.progress: Callable[[str, int, int], None] = lambda *_: None
         #: Images that are left out because they cannot be read, with the reason, by split and row.
@@ -291,14 +296,7 @@ class ImageDataModule(LightningDataModule):
         return ImageDataset(self._storage(split), rows, targets, preprocessing, augmentation, self.seed, weights)
 
     def _targets(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        number = {name: index for index, name in enumerate(self.classes)}
-        labels = [[number[name] for name in self.table.listing.classes_of(row)] for row in rows]
-        if not self.multi_label:
-            return np.array([indices[0] for indices in labels], dtype=np.int64)
-        targets = np.zeros((len(rows), len(self.classes)), np.float32)
-        for place, indices in enumerate(labels):
-            targets[place, indices] = 1
-        return targets
+        return self.table.targets(rows, self.classes, self.multi_label)
 
     @property
     def _splits_of_stage(self) -> tuple[str, ...]:

@@ -116,7 +116,7 @@ class ImageDataset(Dataset[Item]):
         seed = np.random.SeedSequence((self.seed, epoch, index, repeat) if repeat else (self.seed, epoch, index))
         try:
             picture: Picture = PyramidImage(kept) if kept is not None else self.open(index)
-            return self.augmentation(picture, seed)
+            return self.augmentation.at(epoch)(picture, seed)
         except OSError as error:
             raise self._unreadable(index, error) from error
         except Exception as error:  # transforms are the person's choice, and each has its own types

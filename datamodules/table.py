@@ -96,6 +96,26 @@ class ImageTable:
         """Images per class in a split; an image of several classes counts for each."""
         return Counter(name for row in self.rows(split) for name in self.listing.classes_of(row))
 
+    def targets(self, rows: NDArray[np.int64], classes: list[str], multi_label: bool) -> NDArray[Any]:
+        """What a network is to answer for some rows.
+
+        Args:
+            rows: of the table.
+            classes: in the order of the network's outputs; all that these rows have are among them.
+            multi_label: whether an image may have several, or none.
+
+        Returns:
+            Int64 ``(N,)``; with ``multi_label`` float32 ``(N, number of classes)``, 1 for each class an image has.
+        """
+        number = {name: index for index, name in enumerate(classes)}
+        labels = [[number[name] for name in self.listing.classes_of(row)] for row in rows]
+        if not multi_label:
+            return np.array([indices[0] for indices in labels], dtype=np.int64)
+        targets = np.zeros((len(rows), len(classes)), np.float32)
+        for place, indices in enumerate(labels):
+            targets[place, indices] = 1
+        return targets
+
     def named_rows(self) -> list[dict[str, str]]:
         """``path``, ``label``, ``split``, where there are any ``group`` and ``weight``, and ``bytes`` of every image.
 

@@ -7,6 +7,7 @@ is refused.
 import math
 import random
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from datamodules.cropping import RandomResizedCrop
 from datamodules.errors import DataError
 from datamodules.preprocessing import Picture, Preprocessing
+from datamodules.resizing import resize
 
 Transform: TypeAlias = A.BasicTransform | A.BaseCompose
 
@@ -103,6 +105,7 @@ class Augmentation:
             to it; none: that of the preprocessing.
         orientation: how presets turn images (see :data:`ORIENTATIONS`).
         smallest_crop: least share of an image's area that presets crop to, in (0, 1]; none: each has its own.
+        reduced_epochs: so many first epochs have smaller images (see :func:`reduced_size`).
 
     Raises:
         DataError: an unknown preset, no share of the area, or a transform that normalises, makes tensors or takes no
@@ -116,6 +119,7 @@ class Augmentation:
         size: int | None = None,
         orientation: Orientation = "mirrored",
         smallest_crop: float | None = None,
+        reduced_epochs: int = 0,
     ) -> None:
         if smallest_crop is not None and not 0 < smallest_crop <= 1:
             raise DataError(
@@ -153,6 +157,17 @@ class Augmentation:
                     f"data.train_transforms: expected transforms of {preprocessing.channels} channels of "
                     f"{preprocessing.dtype}, found {name}, which knows 3 of uint8 alone; use light or standard."
                 )
+        self._side = preprocessing.size
+        self._reduced_epochs = reduced_epochs
+        self._reduced = copy(self)
+        self._reduced._side = side = reduced_size(self._side)
+        # A list may count on the size that its crop makes; its images shrink when it is through.
+        if isinstance(transforms, str) and self.crop is not None:
+            self._reduced.crop = replace(self.crop, height=side, width=side)
+
+    def at(self, epoch: int) -> "Augmentation":
+        """The augmentation of an epoch: the same things happen in all of them, to smaller images in the first ones."""
+        return self._reduced if epoch < self._reduced_epochs else self
 
     @property
     def short_side(self) -> int | None:
@@ -173,9 +188,11 @@ class Augmentation:
         channels, dtype = self.preprocessing.channels, self.preprocessing.dtype
         if image.dtype != dtype or image.ndim != 3 or image.shape[2] != channels:
             raise TypeError(f"expected (H, W, {channels}) of {dtype}, found {image.shape} of {image.dtype}")
+        if image.shape[:2] == (self._side,) * 2:
+            return image
         if image.shape[:2] != (self.preprocessing.size,) * 2:
             image = self.preprocessing.fit_to_size(image)
-        return image
+        return resize(image, self._side, self._side)
 
     def _transformed(self, image: NDArray[Any]) -> NDArray[Any]:
         """Through the list of transforms, which take floats to lie in [0, 1] and cut off what does not."""
@@ -184,6 +201,16 @@ class Augmentation:
             return self.compose(image=image)["image"]
         image = self.compose(image=(image - low) / (high - low))["image"]
         return image * (high - low) + low if image.dtype == np.float32 else image
+
+
+def reduced_size(size: int) -> int:
+    """Side of the smaller images with which training begins: four fifths, as a multiple of 32 px, and at least 32.
+
+    Example:
+        >>> reduced_size(160), reduced_size(224)
+        (128, 192)
+    """
+    return max(32, round(0.8 * size / 32) * 32)
 
 
 def _leading_crop(transform: Transform) -> RandomResizedCrop | None:
