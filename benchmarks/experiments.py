@@ -116,26 +116,6 @@ class StochasticDepth(Callback):
         return hook
 
 
-class ProgressiveResizing(Callback):
-    """Trains on small images first and on images as large as the data's last.
-
-    (Howard 2018, "Training Imagenet in 3 hours for 25 minutes"; Tan and Le 2021, https://arxiv.org/abs/2104.00298.)
-
-    Args:
-        first: side of the images of the first epoch, in pixels; grows by multiples of 32 px, equally long at each.
-    """
-
-    def __init__(self, first: int = 128) -> None:
-        self.first = first
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        last = batch["image"].shape[-1]
-        sizes = range(self.first, last + 1, 32)
-        side = sizes[len(sizes) * trainer.current_epoch // (trainer.max_epochs or 1)]
-        if side < last:
-            batch["image"] = functional.interpolate(batch["image"], size=(side, side), mode="bilinear", antialias=True)
-
-
 class Distillation(Callback):
     """Learns from a larger network's answers, too (Hinton, Vinyals and Dean 2015, https://arxiv.org/abs/1503.02531).
 

@@ -7,6 +7,7 @@ where the rule comes from, where it is not our own.
 from typing import Any, NamedTuple
 
 from datamodules.division import VAL_FRACTION
+from datamodules.transforms import reduced_size
 from pipeline.finetuning.optimization import MOST, RELATIVE_STEP, USUAL_BATCH, default_rates, growth
 from pipeline.planning.budget import Fitted
 from pipeline.planning.duration import in_words
@@ -26,6 +27,8 @@ _OF_A_CLASS = 900  # passes of its images, beyond those of the least epochs
 # Images that pass in all epochs together, from which on a fresh head does better than a solved one.
 _FRESH_FROM = 2_000
 _SCRATCH_EPOCHS = 10
+# With fewer epochs than this, each is needed at the size that training ends with.
+_LEAST_TO_REDUCE = 6
 # The smallest crop's share of the area: at most this, and no less than ImageNet's recipes go down to.
 _LARGEST_SHARE, _SMALLEST_SHARE = 0.5, 0.08
 _SHARE_OF_AN_EPOCH = 4.0
@@ -135,6 +138,24 @@ def epochs(facts: Facts) -> Ruled:
         number,
         f"few images of a class need more passes: {_LEAST_EPOCHS} + {_OF_A_CLASS} / {of_a_class:,} images a class"
         + (f", at most {_MOST_EPOCHS}" if number == _MOST_EPOCHS else ""),
+    )
+
+
+def reduced_epochs(facts: Facts, strategy: str, train_size: int, epochs: int, in_budget: bool) -> Ruled:
+    """First epochs that train on smaller images."""
+    if facts.fixed_size or reduced_size(train_size) == train_size:
+        return Ruled(0, "the network takes no smaller images")
+    if in_budget:
+        return Ruled(0, "the epochs of a budget are counted in whole images")
+    if facts.device != "cpu" or not facts.pretrained or strategy != "FullFineTuning":
+        return Ruled(0, "all images as large as they end; smaller ones have not been shown to pay here")
+    if epochs < _LEAST_TO_REDUCE:
+        return Ruled(0, f"{epochs} passes are too few to begin with smaller images")
+    smaller = reduced_size(train_size)
+    return Ruled(
+        epochs // 2,
+        f"what is learned first is learned from {smaller} px, too, with {(smaller / train_size) ** 2:.0%} of the work",
+        "Tan and Le 2021, arXiv:2104.00298",
     )
 
 
