@@ -68,6 +68,23 @@ def test_crops_are_chosen_for_the_standard_augmentation_alone(
     assert "data.smallest_crop" not in capsys.readouterr().out
 
 
+def test_training_begins_with_smaller_images_only_where_everything_is_trained_for_long(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def planned(*told: str) -> str | None:
+        assert main(["plan", *arguments, "--data.image_size=96", *told]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        return next((line.split()[1] for line in lines if line.startswith("  data.reduced_epochs")), None)
+
+    fresh = "--finetuning=FullFineTuning"
+    assert planned(fresh, "--trainer.max_epochs=8") == "4"
+    assert planned(fresh, "--trainer.max_epochs=8", "--data.reduced_epochs=1") == "1"
+    assert planned(fresh, "--trainer.max_epochs=8", "--budget=20m") == "0"
+    assert planned(fresh, "--trainer.max_epochs=4") == "0"
+    assert planned("--finetuning=ProbeThenFineTune", "--trainer.max_epochs=8") is None
+    assert planned(fresh, "--trainer.max_epochs=8", "--model.weights=null") is None
+
+
 def test_fit_does_what_was_planned_and_its_configuration_repeats_it(arguments: list[str]) -> None:
     arguments = [*arguments, "--trainer.max_epochs=2"]
     assert main(["plan", *arguments, "--to=plan.yaml"]) == 0

@@ -103,8 +103,9 @@ class Planner:
         batch_size = self._settle("data.init_args.batch_size", rules.batch_size(facts))
         orientation = self._settle(ORIENTATION, self._orientation)
         epochs = self._settle(EPOCHS, passes)
-        reduced = rules.reduced_epochs(facts, chosen, trained, epochs, in_budget=seconds is not None)
-        self._settle("data.init_args.reduced_epochs", reduced)
+        if chosen == "FullFineTuning" and facts.pretrained:
+            reduced = rules.reduced_epochs(facts, trained, epochs, in_budget=seconds is not None)
+            self._settle("data.init_args.reduced_epochs", reduced)
         # Whoever names another augmentation gets its own crops.
         if facts.pretrained and self.settings.get(TRANSFORMS) == "standard":
             self._settle("data.init_args.smallest_crop", rules.smallest_crop(epochs))

@@ -141,14 +141,14 @@ def epochs(facts: Facts) -> Ruled:
     )
 
 
-def reduced_epochs(facts: Facts, strategy: str, train_size: int, epochs: int, in_budget: bool) -> Ruled:
-    """First epochs that train on smaller images."""
+def reduced_epochs(facts: Facts, train_size: int, epochs: int, in_budget: bool) -> Ruled:
+    """First epochs that train on smaller images, where all of a pretrained network is trained from a fresh head."""
     if facts.fixed_size or reduced_size(train_size) == train_size:
         return Ruled(0, "the network takes no smaller images")
     if in_budget:
         return Ruled(0, "the epochs of a budget are counted in whole images")
-    if facts.device != "cpu" or not facts.pretrained or strategy != "FullFineTuning":
-        return Ruled(0, "all images as large as they end; smaller ones have not been shown to pay here")
+    if facts.device != "cpu":
+        return Ruled(0, "smaller images have been shown to pay on processors alone")
     if epochs < _LEAST_TO_REDUCE:
         return Ruled(0, f"{epochs} passes are too few to begin with smaller images")
     smaller = reduced_size(train_size)
