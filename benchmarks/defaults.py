@@ -80,6 +80,10 @@ def whole_size(chosen: Chosen) -> list[str]:
     return [f"--data.image_size={chosen['data.init_args.train_size']}"]
 
 
+def half_reduced(chosen: Chosen) -> list[str]:
+    return [f"--data.reduced_epochs={chosen['trainer.max_epochs'] // 2}"]
+
+
 def colours_kept(chosen: Chosen) -> list[str]:
     return ["--data.train_transforms=light", f"--data.smallest_crop={chosen['data.init_args.smallest_crop']}"]
 
@@ -100,7 +104,8 @@ ROWS = (
     Row("earlier stages at 0.7 of the rate", told("--model.layer_decay=0.7")),
     Row("half the epochs", times("trainer.max_epochs", 0.5), BOTH),
     Row("twice the epochs", times("trainer.max_epochs", 2), BOTH),
-    Row("images as large from the first epoch on", told("--data.reduced_epochs=0"), MANY),
+    Row("images as large from the first epoch on", told("--data.reduced_epochs=0")),
+    Row("smaller images in the first half", half_reduced, MANY),
     Row("twice the batch, same rate", times("data.init_args.batch_size", 2)),
     Row("normalised by stored statistics", told("--model.batch_norm=stored"), BOTH),
     Row("no warm-up", told("--model.warmup_fraction=0")),

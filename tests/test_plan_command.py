@@ -77,12 +77,12 @@ def test_training_begins_with_smaller_images_only_where_everything_is_trained_fo
         return next((line.split()[1] for line in lines if line.startswith("  data.reduced_epochs")), None)
 
     fresh = "--finetuning=FullFineTuning"
-    assert planned(fresh, "--trainer.max_epochs=8") == "4"
+    assert planned(fresh, "--trainer.max_epochs=14") == "7"
     assert planned(fresh, "--trainer.max_epochs=8", "--data.reduced_epochs=1") == "1"
-    assert planned(fresh, "--trainer.max_epochs=8", "--budget=20m") == "0"
+    assert planned(fresh, "--trainer.max_epochs=14", "--budget=20m") == "0"
     assert planned(fresh, "--trainer.max_epochs=4") == "0"
-    assert planned("--finetuning=ProbeThenFineTune", "--trainer.max_epochs=8") is None
-    assert planned(fresh, "--trainer.max_epochs=8", "--model.weights=null") is None
+    assert planned("--finetuning=ProbeThenFineTune", "--trainer.max_epochs=14") is None
+    assert planned(fresh, "--trainer.max_epochs=14", "--model.weights=null") is None
 
 
 def test_fit_does_what_was_planned_and_its_configuration_repeats_it(arguments: list[str]) -> None:

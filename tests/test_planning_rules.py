@@ -105,9 +105,9 @@ def test_training_begins_with_smaller_images_where_that_pays() -> None:
     def reduced(epochs: int, size: int = 160, budget: bool = False, **facts: object) -> int:
         return rules.reduced_epochs(replace(FACTS, **facts), size, epochs, budget).value
 
-    assert [reduced(epochs) for epochs in (1, 4, 5, 6, 7, 12)] == [0, 0, 0, 3, 3, 6]
-    assert reduced(12, size=64) == reduced(12, budget=True) == 0
-    assert reduced(12, device="cuda") == reduced(12, fixed_size=True) == 0
+    assert [reduced(epochs) for epochs in (1, 6, 11, 12, 13, 24)] == [0, 0, 0, 6, 6, 12]
+    assert reduced(24, size=64) == reduced(24, budget=True) == 0
+    assert reduced(24, device="cuda") == reduced(24, fixed_size=True) == 0
 
 
 def test_what_passes_more_often_is_cropped_smaller() -> None:
@@ -148,9 +148,9 @@ def test_every_rule_says_why() -> None:
             rules.batch_size(facts),
             rules.epochs(facts),
             rules.smallest_crop(4),
-            rules.reduced_epochs(facts, 160, 6, in_budget=False),
-            rules.reduced_epochs(facts, 160, 6, in_budget=True),
-            rules.reduced_epochs(facts, 32, 6, in_budget=False),
+            rules.reduced_epochs(facts, 160, 24, in_budget=False),
+            rules.reduced_epochs(facts, 160, 24, in_budget=True),
+            rules.reduced_epochs(facts, 32, 24, in_budget=False),
             rules.reduced_epochs(facts, 160, 4, in_budget=False),
             rules.learning_rate(facts, 32),
             rules.head_learning_rate(facts, 1e-4, solved=True),

@@ -28,7 +28,7 @@ _OF_A_CLASS = 900  # passes of its images, beyond those of the least epochs
 _FRESH_FROM = 2_000
 _SCRATCH_EPOCHS = 10
 # With fewer epochs than this, each is needed at the size that training ends with.
-_LEAST_TO_REDUCE = 6
+_LEAST_TO_REDUCE = 12
 # The smallest crop's share of the area: at most this, and no less than ImageNet's recipes go down to.
 _LARGEST_SHARE, _SMALLEST_SHARE = 0.5, 0.08
 _SHARE_OF_AN_EPOCH = 4.0
