@@ -35,6 +35,11 @@ class FindCLI(UntrainedCLI):
 
     plans = True
 
+    def before_instantiate_classes(self) -> None:
+        super().before_instantiate_classes()
+        # What is found must hold for the images with which the training ends.
+        self.settings.data.init_args.reduced_epochs = 0
+
     def instantiate_trainer(self, **_: Any) -> Trainer:
         keeps_nothing = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         return self.make_trainer(callbacks=[self.strategy], max_epochs=_EPOCHS, **keeps_nothing)

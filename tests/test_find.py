@@ -90,6 +90,19 @@ def test_the_largest_batch_is_found_that_memory_holds(
     assert_nothing_moved(tried)
 
 
+def test_what_is_tried_is_as_large_as_the_images_become(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    real, sides = ClassificationTask.training_step, set()
+
+    def watched(self: ClassificationTask, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        sides.add(batch["image"].shape[-1])
+        return real(self, batch, batch_idx)
+
+    monkeypatch.setattr(ClassificationTask, "training_step", watched)
+    smaller = ["--data.image_size=96", "--data.reduced_epochs=2"]
+    assert main(["find", "batch_size", *arguments, *smaller, "--most=8"]) == 0
+    assert sides == {96}
+
+
 @pytest.mark.parametrize(
     ("most", "expected"), [("1024", "16 images fit (there are 30)"), ("20", "16 images fit (more were not tried)")]
 )
