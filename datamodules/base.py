@@ -50,8 +50,8 @@ class ImageDataModule(LightningDataModule):
         crop_fraction: share of the short side that evaluation keeps, in (0, 1]; ``auto``: as the weights ask for.
             Set 1.0 where the subject fills the picture.
         train_size: side of the images that are trained on, in pixels; ``auto``: as ``image_size``.
-        reduced_epochs: so many first epochs train on images of four fifths of that side, which takes two thirds of
-            the time; ``auto``: 0.
+        reduced_epochs: so many first epochs train on images of about four fifths of that side (a multiple of 32 px),
+            which is about two thirds of the work; ``auto``: 0.
         train_transforms: augmentation of training images: ``light``, ``standard``, ``strong``, ``trivial_augment``, or
             a list of albumentations transforms, without normalisation.
         smallest_crop: least share of an image's area that those named augmentations crop to, in (0, 1]; ``auto``: what

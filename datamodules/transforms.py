@@ -157,13 +157,13 @@ class Augmentation:
                     f"data.train_transforms: expected transforms of {preprocessing.channels} channels of "
                     f"{preprocessing.dtype}, found {name}, which knows 3 of uint8 alone; use light or standard."
                 )
-        self._side = preprocessing.size
-        self._reduced_epochs = reduced_epochs
+        self._side, self._reduced_epochs = preprocessing.size, reduced_epochs
         self._reduced = copy(self)
-        self._reduced._side = side = reduced_size(self._side)
+        self._reduced._side = side = reduced_size(preprocessing.size)
         # A list may count on the size that its crop makes; its images shrink when it is through.
         if isinstance(transforms, str) and self.crop is not None:
             self._reduced.crop = replace(self.crop, height=side, width=side)
+            self._reduced.preprocessing = replace(preprocessing, size=side)
 
     def at(self, epoch: int) -> "Augmentation":
         """The augmentation of an epoch: the same things happen in all of them, to smaller images in the first ones."""
@@ -177,7 +177,10 @@ class Augmentation:
         return math.ceil(max(self.crop.height, self.crop.width) / min(1.0, self.crop.smallest_share))
 
     def __call__(self, picture: Picture, seed: np.random.SeedSequence) -> NDArray[Any]:
-        """One augmented image ``(size, size, C)`` of the picture's dtype; ``seed`` alone decides how it comes out."""
+        """One augmented image ``(size, size, C)`` of the picture's dtype; ``seed`` alone decides how it comes out.
+
+        What :meth:`at` gave for an epoch of smaller images makes smaller ones.
+        """
         image = self.crop(picture, np.random.default_rng(seed)) if self.crop is not None else picture.pixels()
         if self.compose.transforms:
             # One stream for all of them: `set_random_seed` would seed each alike, and two that are applied by chance
@@ -188,11 +191,9 @@ class Augmentation:
         channels, dtype = self.preprocessing.channels, self.preprocessing.dtype
         if image.dtype != dtype or image.ndim != 3 or image.shape[2] != channels:
             raise TypeError(f"expected (H, W, {channels}) of {dtype}, found {image.shape} of {image.dtype}")
-        if image.shape[:2] == (self._side,) * 2:
-            return image
         if image.shape[:2] != (self.preprocessing.size,) * 2:
             image = self.preprocessing.fit_to_size(image)
-        return resize(image, self._side, self._side)
+        return image if self._side == self.preprocessing.size else resize(image, self._side, self._side)
 
     def _transformed(self, image: NDArray[Any]) -> NDArray[Any]:
         """Through the list of transforms, which take floats to lie in [0, 1] and cut off what does not."""

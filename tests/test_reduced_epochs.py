@@ -10,6 +10,7 @@ import torch
 
 from datamodules import DataError
 from datamodules.transforms import reduced_size
+from pipeline import task
 from pipeline.cli import main
 from tests.images import epoch_of, folder_module, save
 from tests.support import MACHINE
@@ -30,7 +31,14 @@ def test_the_first_epochs_have_smaller_images_and_those_that_follow_do_not(root:
     assert {tuple(batch["image"].shape[1:]) for batch in module.test_dataloader()} == {(3, 128, 128)}
 
 
-@pytest.mark.parametrize("transforms", ["light", [A.RandomResizedCrop(size=(96, 96)), A.CenterCrop(96, 96)]])
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        "light",
+        [A.RandomResizedCrop(size=(96, 96)), A.CenterCrop(96, 96)],
+        [A.RandomResizedCrop(size=(64, 64))],  # is fitted to 96 px, and then shrunk, though it has 64 px already
+    ],
+)
 def test_a_smaller_image_shows_what_the_large_one_would(root: Path, transforms: object) -> None:
     shared = {"image_size": 96, "train_transforms": transforms}
     usual, reduced = (folder_module(root, **shared, reduced_epochs=epochs).dataset("train") for epochs in (0, 3))
@@ -63,8 +71,6 @@ def test_a_run_trains_on_smaller_images_first(root: Path, tmp_path: Path, monkey
         network = create(*arguments, **settings)
         network.register_forward_pre_hook(note)
         return network
-
-    from pipeline import task
 
     create = task.create_backbone
     monkeypatch.setattr(task, "create_backbone", watched)

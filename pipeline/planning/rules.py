@@ -143,15 +143,15 @@ def epochs(facts: Facts) -> Ruled:
 
 def reduced_epochs(facts: Facts, train_size: int, epochs: int, in_budget: bool) -> Ruled:
     """First epochs that train on smaller images, where all of a pretrained network is trained from a fresh head."""
-    if facts.fixed_size or reduced_size(train_size) == train_size:
-        return Ruled(0, "the network takes no smaller images")
+    smaller = reduced_size(train_size)
+    if facts.fixed_size or smaller == train_size:
+        return Ruled(0, f"images of {train_size} px stay as large as they are: nothing smaller is left for the network")
     if in_budget:
         return Ruled(0, "the epochs of a budget are counted in whole images")
     if facts.device != "cpu":
         return Ruled(0, "smaller images have been shown to pay on processors alone")
     if epochs < _LEAST_TO_REDUCE:
         return Ruled(0, f"{epochs} passes are too few to begin with smaller images")
-    smaller = reduced_size(train_size)
     return Ruled(
         epochs // 2,
         f"what is learned first is learned from {smaller} px, too, with {(smaller / train_size) ** 2:.0%} of the work",
