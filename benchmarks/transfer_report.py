@@ -151,6 +151,7 @@ def report(results: Sequence[Result], cases: Sequence[str]) -> str:
     for case in standing.cases:
         parts += [f"\n{case}\n", table(standing, [case]), *against_best(standing, [case])]
     parts += [f"\nmean over {len(standing.cases)} of {len(cases)} cases\n", table(standing, standing.cases)]
+    parts += ["\naccuracy by case, %\n", overview(standing), ""]
     return "\n".join([*parts, *against_best(standing, standing.cases, AHEAD)])
 
 
@@ -174,6 +175,21 @@ def table(standing: Standing, cases: Sequence[str]) -> str:
             f"| {loss:>15} | {standing.calibration_error(cases, name):.3f} "
             f"| {'disturbed' if np.isnan(seconds) else f'{seconds:.1f}':>9} |"
         )
+    return "\n".join(lines)
+
+
+def overview(standing: Standing) -> str:
+    """Accuracy by case, its mean and that of the seconds, of everybody who has results of all cases."""
+    lines = [
+        f"| contestant | {' | '.join(standing.cases)} | mean | seconds |",
+        "|---|" + "---:|" * (len(standing.cases) + 2),
+    ]
+    for name in standing.there(standing.cases):
+        samples = standing.samples(standing.cases, name, "accuracy")
+        accuracies = [mean_of(chosen).points() for chosen in (*([sample] for sample in samples), samples)]
+        seconds = standing.seconds(standing.cases, name)
+        took = "disturbed" if np.isnan(seconds) else f"{seconds:.0f}"
+        lines.append(f"| {name} | {' | '.join(accuracies)} | {took} |")
     return "\n".join(lines)
 
 
