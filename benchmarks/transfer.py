@@ -1,7 +1,7 @@
 """Ours with nothing but the data given, against its peers with their own defaults: same weights, images and machine.
 
     pip install -c constraints.txt -e ".[test,peers]"
-    PIPELINE_MATERIAL=... python benchmarks/transfer.py                     # everything: about five hours on two cores
+    PIPELINE_MATERIAL=... python benchmarks/transfer.py                     # everything: about six hours on two cores
     PIPELINE_MATERIAL=... python benchmarks/transfer.py --cases trash-20 --contestants ours hf_trainer --seeds 0
     PIPELINE_MATERIAL=... python benchmarks/transfer.py --contestants ours -- --model.mixing=mixup  # a variant of ours
     python benchmarks/transfer.py --report                                  # the tables of what has been run
