@@ -167,19 +167,18 @@ def table(standing: Standing, cases: Sequence[str]) -> str:
         accuracy, macro_f1, log_loss = (
             mean_of(standing.samples(cases, name, value)) for value in ("accuracy", "macro_f1", "log_loss")
         )
-        seconds = standing.seconds(cases, name)
         counts = sorted({len(sample) for sample in standing.samples(cases, name, "accuracy")})
         loss = f"{log_loss.value:.3f}" if np.isnan(log_loss.half) else f"{log_loss.value:.3f} ± {log_loss.half:.3f}"
         lines.append(
             f"| {name:<{width}} | {'-'.join(map(str, counts)):>5} | {accuracy.points():>11} | {macro_f1.points():>11} "
             f"| {loss:>15} | {standing.calibration_error(cases, name):.3f} "
-            f"| {'disturbed' if np.isnan(seconds) else f'{seconds:.1f}':>9} |"
+            f"| {shown_seconds(standing, cases, name, digits=1):>9} |"
         )
     return "\n".join(lines)
 
 
 def overview(standing: Standing) -> str:
-    """Accuracy by case, its mean and that of the seconds, of everybody who has results of all cases."""
+    """In Markdown: percent of accuracy by case, its mean and mean seconds, of all who have results of every case."""
     lines = [
         f"| contestant | {' | '.join(standing.cases)} | mean | seconds |",
         "|---|" + "---:|" * (len(standing.cases) + 2),
@@ -187,10 +186,14 @@ def overview(standing: Standing) -> str:
     for name in standing.there(standing.cases):
         samples = standing.samples(standing.cases, name, "accuracy")
         accuracies = [mean_of(chosen).points() for chosen in (*([sample] for sample in samples), samples)]
-        seconds = standing.seconds(standing.cases, name)
-        took = "disturbed" if np.isnan(seconds) else f"{seconds:.0f}"
-        lines.append(f"| {name} | {' | '.join(accuracies)} | {took} |")
+        lines.append(f"| {name} | {' | '.join(accuracies)} | {shown_seconds(standing, standing.cases, name)} |")
     return "\n".join(lines)
+
+
+def shown_seconds(standing: Standing, cases: Sequence[str], contestant: str, digits: int = 0) -> str:
+    """Mean seconds, or that none were counted undisturbed."""
+    seconds = standing.seconds(cases, contestant)
+    return "disturbed" if np.isnan(seconds) else f"{seconds:.{digits}f}"
 
 
 def against_best(standing: Standing, cases: Sequence[str], target: float | None = None) -> list[str]:
