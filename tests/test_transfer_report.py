@@ -88,7 +88,7 @@ def test_ours_with_a_budget_is_compared_and_held_to_nothing() -> None:
 
 
 def test_all_who_ran_every_case_stand_side_by_side() -> None:
-    results = both({"ours": [0.8, 0.8], "peer": [0.7, 0.7]}) + [result("few", "absent", 0, 0.9)]
+    results = [*both({"ours": [0.8, 0.8], "peer": [0.7, 0.7]}), result("few", "absent", 0, 0.9)]
     shown = report(results, CASES)
     assert "| ours | 80.0 ± 0.0 | 80.0 ± 0.0 | 80.0 ± 0.0 | 10 |\n| peer | 70.0 ± 0.0" in shown
     assert "| absent | 90" not in shown
