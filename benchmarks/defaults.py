@@ -5,9 +5,10 @@
     python benchmarks/defaults.py --report                                       # the table of what has been run
 
 The cases are those of ``benchmarks/transfer.py`` with 20 images a class and, for what matters with many images, in
-full. But a quarter of the training images tests (another one for each seed, near-duplicates together), and the images
-by which ours is compared with its peers are left out: what is chosen here must not have seen them. Each row changes one
-thing against what ``fit`` does with nothing but the data given, and is compared with that seed by seed.
+full; two more have copies of the images at 64 px. But a quarter of the training images tests (another one for each
+seed, near-duplicates together), and the images by which ours is compared with its peers are left out: what is chosen
+here must not have seen them. Each row changes one thing against what ``fit`` does with nothing but the data given, and
+is compared with that seed by seed.
 
 Runs go side by side, a processor each: no seconds are taken here. Each result is written at once as a JSON line of
 ``--results``, where a second run goes on.
@@ -31,7 +32,15 @@ SOURCES = ("trash", "elpv", "cells")
 FEW = tuple(str(Case(source, few=True, development=True)) for source in SOURCES)
 MANY = tuple(str(Case(source, few=False, development=True)) for source in SOURCES[:2])
 BOTH = FEW + MANY
-CASES = {str(case): case for few in (True, False) for case in (Case(name, few, development=True) for name in SOURCES)}
+SMALL_IMAGES = (
+    Case("trash", few=True, development=True, short_side=64),
+    Case("elpv", few=False, development=True, short_side=64),
+)
+SMALL = tuple(map(str, SMALL_IMAGES))
+CASES = {
+    str(case): case
+    for case in (*(Case(name, few, development=True) for few in (True, False) for name in SOURCES), *SMALL_IMAGES)
+}
 SEEDS = range(4)
 
 Chosen = dict[str, Any]
@@ -107,6 +116,8 @@ ROWS = (
     # Of the few, only trash passes from a fresh head, and begins with smaller images.
     Row("images as large from the first epoch on", told("--data.reduced_epochs=0"), FEW[:1]),
     Row("smaller images in the first half", half_reduced, MANY),
+    Row("images of 64 px not enlarged", told("--data.train_size=64"), SMALL),
+    Row("images of 64 px enlarged to 128 px", told("--data.train_size=128"), SMALL),
     Row("twice the batch, same rate", times("data.init_args.batch_size", 2)),
     Row("normalised by stored statistics", told("--model.batch_norm=stored"), BOTH),
     Row("no warm-up", told("--model.warmup_fraction=0")),

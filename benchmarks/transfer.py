@@ -36,6 +36,8 @@ from typing import NamedTuple
 
 import numpy as np
 import psutil
+from PIL.Image import Resampling
+from PIL.Image import open as open_image
 from sklearn.metrics import f1_score
 from transfer_report import OURS, Result, calibration_gaps, is_ours, report
 
@@ -74,14 +76,17 @@ class Case:
         source: of the images.
         few: whether 20 a class are drawn.
         development: whether a part of the training images tests, and those that test otherwise are left alone.
+        short_side: in pixels, to which images are made smaller before anybody sees them; None: as they are.
     """
 
     source: str
     few: bool
     development: bool = False
+    short_side: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.source}-{FEW if self.few else 'full'}{'-development' if self.development else ''}"
+        smaller = "" if self.short_side is None else f"-{self.short_side}px"
+        return f"{self.source}-{FEW if self.few else 'full'}{smaller}{'-development' if self.development else ''}"
 
     @property
     def epochs(self) -> int:
@@ -108,6 +113,20 @@ class Workplace:
         if source == "elpv":
             return Path(str(files("elpv_dataset") / "data"))
         return self.material / "data" / {"trash": "trashnet/images", "cells": "bccd-cells"}[source]
+
+    def root_of(self, case: Case) -> Path:
+        """Where a case's images are: its source's own, or smaller copies, which are made where they are missing."""
+        own = self.root(case.source)
+        if case.short_side is None:
+            return own
+        copies = self.folder / "smaller" / f"{case.source}-{case.short_side}px"
+        if not copies.is_dir():
+            with tempfile.TemporaryDirectory(dir=self.folder) as name:
+                made = Path(name) / "images"
+                make_smaller(own, made, case.short_side)
+                copies.parent.mkdir(exist_ok=True)
+                made.rename(copies)
+        return copies
 
     def images(self, source: str) -> list[Image]:
         """All of a source."""
@@ -170,7 +189,7 @@ class Workplace:
             images = divide([image._replace(split=None) for image in images if image.split == "train"], seed)
         if case.few:
             images = draw(images, seed)
-        root = self.root(case.source)
+        root = self.root_of(case)
         for split in ("train", "test"):
             rows = [(root / image.path, image.label) for image in images if image.split == split]
             write_csv(folder / f"{split}.csv", ("path", "label"), rows)
@@ -179,7 +198,7 @@ class Workplace:
 
     def compete(self, case: Case, seed: int, contestant: str, tables: Path) -> Result:
         """Run a contestant and judge its answers."""
-        root, epochs = self.root(case.source), case.epochs if self.epochs is None else self.epochs
+        root, epochs = self.root_of(case), case.epochs if self.epochs is None else self.epochs
         with tempfile.TemporaryDirectory() as name:
             scratch = Path(name).resolve()
             if is_ours(contestant):
@@ -231,6 +250,16 @@ def draw(images: list[Image], seed: int) -> list[Image]:
         of_class = [row for row, image in enumerate(images) if image.split == "train" and image.label == label]
         kept += rng.choice(of_class, FEW, replace=False).tolist()
     return [images[row] for row in sorted(kept)]
+
+
+def make_smaller(images: Path, copies: Path, short_side: int) -> None:
+    """Copy images, under the same names, at a short side of so many pixels, filtered as Lanczos has it."""
+    for path in list_images(images, images):
+        (copies / path).parent.mkdir(parents=True, exist_ok=True)
+        with open_image(images / path) as image:
+            scale = short_side / min(image.size)
+            size = (max(short_side, round(scale * image.width)), max(short_side, round(scale * image.height)))
+            image.resize(size, Resampling.LANCZOS).save(copies / path, quality=95)
 
 
 def judge(answers: Path, root: Path, test: Path) -> Result:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from defaults import CASES, ROWS, rates, table, times
+from PIL.Image import new as new_image
+from PIL.Image import open as open_image
 from transfer import Case, Image, Workplace
 
 CASE = next(iter(CASES))
@@ -57,3 +59,25 @@ def test_what_develops_is_never_what_the_benchmark_tests(tmp_path: Path, monkeyp
         develops = workplace.prepare(Case("trash", few=False, development=True), seed)
         assert groups(develops, "train") | groups(develops, "test") == groups(compared, "train")
         assert not groups(develops, "train") & groups(develops, "test")
+
+
+def test_smaller_copies_are_made_once_and_divided_as_the_images_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "images"
+    (root / "a").mkdir(parents=True)
+    new_image("RGB", (300, 200), (250, 20, 20)).save(root / "a" / "1.png")
+    new_image("L", (50, 80), 90).save(root / "a" / "2.png")
+    monkeypatch.setattr(Workplace, "root", lambda *_: root)
+    monkeypatch.setattr(Workplace, "images", lambda *_: [Image(f"a/{n}.png", "a", str(n)) for n in (1, 2)])
+    workplace, small = Workplace(tmp_path / "work", tmp_path, epochs=None), Case("trash", few=False, short_side=40)
+    assert str(small) == "trash-full-40px"
+
+    for _ in range(2):
+        copies = workplace.root_of(small)
+    with open_image(copies / "a" / "1.png") as wide, open_image(copies / "a" / "2.png") as high:
+        assert (wide.size, high.size) == ((60, 40), (40, 64))
+        assert wide.getpixel((30, 20)) == (250, 20, 20)
+    assert [path.name for path in workplace.folder.iterdir() if "tmp" in path.name] == []
+    assert str(copies) in (workplace.prepare(small, 0) / "train.csv").read_text()
+    assert workplace.root_of(Case("trash", few=False)) == root

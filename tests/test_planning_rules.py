@@ -57,13 +57,22 @@ def test_the_first_stages_are_trained_by_many_images_and_from_scratch() -> None:
     assert not frozen(images=2_000, pretrained=False)
 
 
-def test_images_are_not_enlarged_beyond_their_own_pixels() -> None:
+def test_pretrained_networks_see_images_as_large_as_their_weights_know_them() -> None:
     assert rules.train_size(FACTS).value == 160
     assert rules.train_size(replace(FACTS, device="cuda")).value == 224
-    assert rules.train_size(replace(FACTS, short_side=90)).value == 96
-    assert rules.train_size(replace(FACTS, short_side=8)).value == 32
     assert rules.train_size(replace(FACTS, fixed_size=True)).value == 224
     assert rules.train_size(replace(FACTS, weights_size=32)).value == 32  # networks for CIFAR
+    for short_side in (8, 90):
+        small = rules.train_size(replace(FACTS, short_side=short_side))
+        assert small.value == 160
+        assert f"of {short_side} px are enlarged" in small.reason
+
+
+def test_from_scratch_images_are_not_enlarged_beyond_their_own_pixels() -> None:
+    fresh = replace(FACTS, pretrained=False)
+    assert rules.train_size(fresh).value == 224
+    assert rules.train_size(replace(fresh, short_side=90)).value == 96
+    assert rules.train_size(replace(fresh, short_side=8)).value == 32
 
 
 def test_evaluation_sees_more_pixels_than_training() -> None:

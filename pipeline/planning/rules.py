@@ -77,13 +77,21 @@ def train_size(facts: Facts) -> Ruled:
     """Side of the images that are trained on."""
     if facts.fixed_size:
         return Ruled(facts.weights_size, "the network takes no other size")
-    most = facts.weights_size if facts.device != "cpu" or not facts.pretrained else min(_CPU_SIZE, facts.weights_size)
-    own = max(_STRIDE, -(-facts.short_side // _STRIDE) * _STRIDE)
-    if own < most:
-        return Ruled(own, f"the images have {facts.short_side} px, and enlarging them costs time alone")
-    if most < facts.weights_size:
-        return Ruled(most, "on a processor the time is better spent on more epochs than on more pixels")
-    return Ruled(most, "what the weights were trained with")
+    if not facts.pretrained:
+        own = max(_STRIDE, -(-facts.short_side // _STRIDE) * _STRIDE)
+        if own < facts.weights_size:
+            return Ruled(own, f"the images have {facts.short_side} px, and enlarging them costs time alone")
+        return Ruled(facts.weights_size, "what networks of this kind are usually trained with")
+    size = min(_CPU_SIZE, facts.weights_size) if facts.device == "cpu" else facts.weights_size
+    if facts.short_side < size:
+        return Ruled(
+            size,
+            f"images of {facts.short_side} px are enlarged: what the weights know is as large as in their own training",
+            "Corley et al. 2023, arXiv:2305.13456",
+        )
+    if size < facts.weights_size:
+        return Ruled(size, "on a processor the time is better spent on more epochs than on more pixels")
+    return Ruled(size, "what the weights were trained with")
 
 
 def in_time(fitted: Fitted, seconds: float, strategy: Ruled, size: Ruled, passes: Ruled) -> tuple[Ruled, Ruled, Ruled]:
