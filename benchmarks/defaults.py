@@ -117,7 +117,7 @@ ROWS = (
     Row("images as large from the first epoch on", told("--data.reduced_epochs=0"), FEW[:1]),
     Row("smaller images in the first half", half_reduced, MANY),
     Row("images of 64 px not enlarged", told("--data.train_size=64"), SMALL),
-    Row("images of 64 px enlarged to 128 px", told("--data.train_size=128"), SMALL),
+    Row("images of 64 px enlarged to 160 px", told("--data.train_size=160"), SMALL),
     Row("twice the batch, same rate", times("data.init_args.batch_size", 2)),
     Row("normalised by stored statistics", told("--model.batch_norm=stored"), BOTH),
     Row("no warm-up", told("--model.warmup_fraction=0")),

@@ -62,10 +62,11 @@ def test_pretrained_networks_see_images_as_large_as_their_weights_know_them() ->
     assert rules.train_size(replace(FACTS, device="cuda")).value == 224
     assert rules.train_size(replace(FACTS, fixed_size=True)).value == 224
     assert rules.train_size(replace(FACTS, weights_size=32)).value == 32  # networks for CIFAR
-    for short_side in (8, 90):
-        small = rules.train_size(replace(FACTS, short_side=short_side))
-        assert small.value == 160
-        assert f"of {short_side} px are enlarged" in small.reason
+    enlarged = {short_side: rules.train_size(replace(FACTS, short_side=short_side)) for short_side in (8, 90, 140)}
+    assert {short_side: size.value for short_side, size in enlarged.items()} == {8: 128, 90: 128, 140: 160}
+    assert all(f"of {short_side} px are enlarged" in size.reason for short_side, size in enlarged.items())
+    assert rules.train_size(replace(FACTS, short_side=8, device="cuda")).value == 224
+    assert rules.train_size(replace(FACTS, short_side=8, weights_size=32)).value == 32
 
 
 def test_from_scratch_images_are_not_enlarged_beyond_their_own_pixels() -> None:

@@ -20,6 +20,7 @@ LEAST_FOR_STATISTICS = 8
 
 _STRIDE = 32  # of the networks: other sizes are cut off at the border
 _CPU_SIZE = 160
+_CPU_ENLARGED = 128  # of smaller images; enlarging them further takes half as long again and is no better
 # What evaluation sees is larger than what is trained on, because random crops show things enlarged (Touvron et al.).
 _ENLARGED = 1.2
 _LEAST_EPOCHS, _MOST_EPOCHS = 3, 24
@@ -77,16 +78,18 @@ def train_size(facts: Facts) -> Ruled:
     """Side of the images that are trained on."""
     if facts.fixed_size:
         return Ruled(facts.weights_size, "the network takes no other size")
+    own = max(_STRIDE, -(-facts.short_side // _STRIDE) * _STRIDE)
     if not facts.pretrained:
-        own = max(_STRIDE, -(-facts.short_side // _STRIDE) * _STRIDE)
         if own < facts.weights_size:
             return Ruled(own, f"the images have {facts.short_side} px, and enlarging them costs time alone")
         return Ruled(facts.weights_size, "what networks of this kind are usually trained with")
-    size = min(_CPU_SIZE, facts.weights_size) if facts.device == "cpu" else facts.weights_size
+    size = facts.weights_size
+    if facts.device == "cpu":
+        size = min(size, _CPU_SIZE, max(own, _CPU_ENLARGED))
     if facts.short_side < size:
         return Ruled(
             size,
-            f"images of {facts.short_side} px are enlarged: what the weights know is as large as in their own training",
+            f"images of {facts.short_side} px are enlarged: the weights know things as large as they were trained with",
             "Corley et al. 2023, arXiv:2305.13456",
         )
     if size < facts.weights_size:
