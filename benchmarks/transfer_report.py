@@ -29,8 +29,12 @@ class Mean(NamedTuple):
 
     def points(self, sign: str = "") -> str:
         """In percentage points."""
-        value = f"{100 * self.value:{sign}.1f}"
-        return value if np.isnan(self.half) else f"{value} ± {100 * self.half:.1f}"
+        return Mean(100 * self.value, 100 * self.half).shown(1, sign)
+
+    def shown(self, digits: int, sign: str = "") -> str:
+        """As it is."""
+        value = f"{self.value:{sign}.{digits}f}"
+        return value if np.isnan(self.half) else f"{value} ± {self.half:.{digits}f}"
 
 
 def mean_of(samples: Sequence[Sequence[float]]) -> Mean:
@@ -125,16 +129,18 @@ class Standing:
             errors.append(calibration_error([result["gaps"] for result in results], images))
         return float(np.mean(errors))
 
+    def differences(self, cases: Sequence[str], one: str, other: str, value: str) -> list[list[float]]:
+        """By case: what a value of one is above the other's, for each seed that both have."""
+        pairs = [(self._results[case, one], self._results[case, other]) for case in cases]
+        return [[a[seed][value] - b[seed][value] for seed in a.keys() & b.keys()] for a, b in pairs]
+
     def comparisons(self, cases: Sequence[str]) -> Iterator[tuple[str, str, list[list[float]], float]]:
         """Each of ours, the best peer, differences in accuracy by case and seed, and the ratio of seconds."""
         peer = self.best_peer(cases)
         for ours in filter(is_ours, self.there(cases)):
             if peer is None:
                 continue
-            pairs = [(self._results[case, ours], self._results[case, peer]) for case in cases]
-            differences = [
-                [a[seed]["accuracy"] - b[seed]["accuracy"] for seed in a.keys() & b.keys()] for a, b in pairs
-            ]
+            differences = self.differences(cases, ours, peer, "accuracy")
             if all(differences):
                 yield ours, peer, differences, self.seconds(cases, ours) / self.seconds(cases, peer)
 
@@ -151,7 +157,7 @@ def report(results: Sequence[Result], cases: Sequence[str]) -> str:
     for case in standing.cases:
         parts += [f"\n{case}\n", table(standing, [case]), *against_best(standing, [case])]
     parts += [f"\nmean over {len(standing.cases)} of {len(cases)} cases\n", table(standing, standing.cases)]
-    parts += ["\naccuracy by case, %\n", overview(standing), ""]
+    parts += ["\naccuracy by case, %, and ours against each, paired by seed\n", overview(standing), ""]
     return "\n".join([*parts, *against_best(standing, standing.cases, AHEAD)])
 
 
@@ -168,25 +174,38 @@ def table(standing: Standing, cases: Sequence[str]) -> str:
             mean_of(standing.samples(cases, name, value)) for value in ("accuracy", "macro_f1", "log_loss")
         )
         counts = sorted({len(sample) for sample in standing.samples(cases, name, "accuracy")})
-        loss = f"{log_loss.value:.3f}" if np.isnan(log_loss.half) else f"{log_loss.value:.3f} ± {log_loss.half:.3f}"
         lines.append(
             f"| {name:<{width}} | {'-'.join(map(str, counts)):>5} | {accuracy.points():>11} | {macro_f1.points():>11} "
-            f"| {loss:>15} | {standing.calibration_error(cases, name):.3f} "
+            f"| {log_loss.shown(3):>15} | {standing.calibration_error(cases, name):.3f} "
             f"| {shown_seconds(standing, cases, name, digits=1):>9} |"
         )
     return "\n".join(lines)
 
 
 def overview(standing: Standing) -> str:
-    """In Markdown: percent of accuracy by case, its mean and mean seconds, of all who have results of every case."""
+    """In Markdown: all who have results of every case, and how far ours is ahead of each, paired by seed.
+
+    Percent of accuracy by case and in the mean; mean log loss, of which less is ahead; mean seconds.
+    """
+    cases = standing.cases
     lines = [
-        f"| contestant | {' | '.join(standing.cases)} | mean | seconds |",
-        "|---|" + "---:|" * (len(standing.cases) + 2),
+        f"| contestant | {' | '.join(cases)} | mean | ours ahead | log loss | ours ahead | seconds |",
+        "|---|" + "---:|" * (len(cases) + 5),
     ]
-    for name in standing.there(standing.cases):
-        samples = standing.samples(standing.cases, name, "accuracy")
-        accuracies = [mean_of(chosen).points() for chosen in (*([sample] for sample in samples), samples)]
-        lines.append(f"| {name} | {' | '.join(accuracies)} | {shown_seconds(standing, standing.cases, name)} |")
+    there = standing.there(cases)
+    for name in there:
+        samples = standing.samples(cases, name, "accuracy")
+        cells = [mean_of(chosen).points() for chosen in (*([sample] for sample in samples), samples)]
+        loss = mean_of(standing.samples(cases, name, "log_loss")).value
+        more, less = "", ""
+        if OURS in there and not is_ours(name):
+            accuracies = standing.differences(cases, OURS, name, "accuracy")
+            losses = standing.differences(cases, name, OURS, "log_loss")
+            if all(accuracies):
+                more, less = mean_of(accuracies).points("+"), mean_of(losses).shown(3, "+")
+        lines.append(
+            f"| {' | '.join([name, *cells, more, f'{loss:.3f}', less, shown_seconds(standing, cases, name)])} |"
+        )
     return "\n".join(lines)
 
 

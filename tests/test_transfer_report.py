@@ -88,10 +88,14 @@ def test_ours_with_a_budget_is_compared_and_held_to_nothing() -> None:
 
 
 def test_all_who_ran_every_case_stand_side_by_side() -> None:
-    results = [*both({"ours": [0.8, 0.8], "peer": [0.7, 0.7]}), result("few", "absent", 0, 0.9)]
+    ours = both({"ours": [0.8, 0.8]}, log_loss=0.3)
+    results = [*ours, *both({"peer": [0.7, 0.7]}), result("few", "absent", 0, 0.9)]
     shown = report(results, CASES)
-    assert "| ours | 80.0 ± 0.0 | 80.0 ± 0.0 | 80.0 ± 0.0 | 10 |\n| peer | 70.0 ± 0.0" in shown
+    assert "| contestant | few | full | mean | ours ahead | log loss | ours ahead | seconds |" in shown
+    assert "| ours | 80.0 ± 0.0 | 80.0 ± 0.0 | 80.0 ± 0.0 |  | 0.300 |  | 10 |\n| peer | 70.0 ± 0.0" in shown
+    assert "| 70.0 ± 0.0 | +10.0 ± 0.0 | 0.500 | +0.200 ± 0.000 | 10 |" in shown
     assert "| absent | 90" not in shown
+    assert "| peer | 70.0 ± 0.0 | 70.0 ± 0.0 | 70.0 ± 0.0 |  | 0.500 |  | 10 |" in report(results[4:], CASES)
 
 
 def test_disturbed_seconds_do_not_count() -> None:
