@@ -11,6 +11,7 @@ import yaml
 from pipeline.checkpoints import read_checkpoint
 from pipeline.cli import main
 from pipeline.planning import session
+from pipeline.planning.budget import Budget, Fitted
 from tests.support import MACHINE, pretrained, write_images
 
 
@@ -136,6 +137,19 @@ def test_a_budget_is_kept_and_told(arguments: list[str], capsys: pytest.CaptureF
     assert error.startswith("error: --budget: expected at least ")
     assert "found 1 s" in error
     assert long > 20  # more than without a budget, where there are so few images
+
+
+def test_a_fresh_head_that_just_fits_is_not_passed_over_for_what_solving_one_takes(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fit(*_: object, solved: bool, **__: object) -> Fitted:
+        return Fitted(train_size=96, epochs=0 if solved else 400, seconds=60.0)
+
+    monkeypatch.setattr(Budget, "fit", fit)
+    assert main(["plan", *arguments, "--budget=1m"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert lines["finetuning"].split()[1] == "FullFineTuning"
+    assert lines["trainer.max_epochs"].split()[1] == "400"
 
 
 def test_processes_started_together_cannot_each_measure(

@@ -66,7 +66,7 @@ class Budget:
             train_size: side of the images that are trained on, in pixels.
             image_size: side of those that are evaluated.
             epochs: passes over the training images.
-            solved: whether all training images pass the network once before.
+            solved: whether all training images pass the network once before, as they do without epochs.
         """
         facts, large = self.facts, self.pace(image_size)
         evaluated = facts.validated + facts.tested
@@ -74,7 +74,7 @@ class Budget:
         answered = large.with_reading(large.answering * (self.views if epochs else 1))
         tried = (facts.images + evaluated) * large.reading / 2 / large.readers  # whether they can be read
         seconds = self.elapsed() + _OPENING + tried + evaluated * answered / facts.devices + _CLOSING
-        if solved:
+        if solved or not epochs:
             seconds += facts.images * embedded + _SOLVING
         if not epochs:
             return seconds

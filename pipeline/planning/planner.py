@@ -84,7 +84,7 @@ class Planner:
             self._hold_out()
         facts = self.facts
         size, passes = rules.train_size(facts), rules.epochs(facts)
-        strategy = rules.strategy(facts, self._given(EPOCHS) or passes.value)
+        strategy = self._strategy(self._given(EPOCHS) or passes.value)
         if (given := self._given(IMAGE_SIZE)) is not None:
             size = Ruled(given, "as image_size, which you set")
         expected = None
@@ -132,9 +132,8 @@ class Planner:
             sizes = [tried for tried in {*_SIZES, size.value} if tried <= max(size.value, facts.weights_size)]
         both = [(tried, self._given(IMAGE_SIZE) or rules.image_size(facts, tried).value) for tried in sizes]
         precision = partial(computing, bench.precision, facts.device)
-        given_strategy = self._given("finetuning")
-        strategy = rules.strategy(facts, passes.value)
-        frozen = early_parameters(bench.task.network) if _freezes_early(given_strategy or strategy.value) else []
+        strategy = self._strategy(passes.value)
+        frozen = early_parameters(bench.task.network) if _freezes_early(strategy.value) else []
         stopwatch = Stopwatch(bench.task, bench.data, size.value, rules.batch_size(facts).value, precision, frozen)
         budget = Budget(
             seconds,
@@ -144,20 +143,20 @@ class Planner:
             _EXPECTED_VIEWS,
             self._seconds_of_turns(stopwatch, size.value) if self._tries_turns else 0.0,
         )
-        fit = partial(budget.fit, both, passes.value, given or size.value, epochs=self._given(EPOCHS))
-        if given_strategy is not None:
-            named = rules.name_of(given_strategy)
-            if named == "LinearProbe":
-                return strategy, fit(solved=True, epochs=0)
-            return strategy, fit(solved=named == "ProbeThenFineTune")
+        fit = partial(budget.fit, both, passes.value, given or size.value)
+        if rules.name_of(strategy.value) == "LinearProbe":
+            return strategy, fit(solved=True, epochs=0)
         solvable = rules.name_of(rules.strategy(facts, 0).value) == "ProbeThenFineTune"
-        fitted = fit(solved=solvable, suffices=solvable)
-        strategy = rules.strategy(facts, fitted.epochs)
-        if solvable and rules.name_of(strategy.value) == "FullFineTuning":  # what solving takes is left for training
-            longer = fit(solved=False)
-            if rules.name_of(rules.strategy(facts, longer.epochs).value) == "FullFineTuning":
-                return rules.strategy(facts, longer.epochs), longer
-        return strategy, fitted
+        fit = partial(fit, suffices=solvable and self._given("finetuning") is None, epochs=self._given(EPOCHS))
+        fitted = fit(solved=False)
+        if rules.name_of(self._strategy(fitted.epochs).value) == "ProbeThenFineTune":
+            fitted = fit(solved=True)  # for which all images pass once more
+        return self._strategy(fitted.epochs), fitted
+
+    def _strategy(self, epochs: int) -> Ruled:
+        """What is set, or what the rule says for so many epochs."""
+        given = self._given("finetuning")
+        return rules.strategy(self.facts, epochs) if given is None else Ruled(given, "set by you")
 
     def _given(self, setting: str) -> Any:
         """What a person has set; None where it is open."""
