@@ -238,7 +238,9 @@ def shown(*samples: Sequence[float], sign: str = "") -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [row.name for row in ROWS]
-    parser.add_argument("--rows", nargs="+", choices=names, default=names, metavar="ROW", help="; ".join(names))
+    parser.add_argument(
+        "--rows", nargs="+", choices=names, default=names, metavar="ROW", help="; ".join(names).replace("%", "%%")
+    )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: 0 to 3")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="side by side; default: one a processor")

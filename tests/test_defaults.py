@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from defaults import CASES, ROWS, rates, table, times
+from defaults import CASES, ROWS, main, rates, table, times
 from PIL.Image import new as new_image
 from PIL.Image import open as open_image
 from transfer import Case, Image, Workplace
@@ -43,6 +43,15 @@ def test_no_two_rows_have_a_name() -> None:
     names = [row.name for row in ROWS]
     assert len(set(names)) == len(names)
     assert all(case in CASES for row in ROWS for case in row.cases)
+
+
+def test_help_names_the_rows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["defaults.py", "--help"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    # A per cent sign in a name is no format.
+    assert "15 % held out" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_develops_is_never_what_the_benchmark_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
