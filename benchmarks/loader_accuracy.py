@@ -96,5 +96,5 @@ def train(kind: type[ImageFolderDataModule], cache: str | None, images: Path, we
     task.eval()
     with torch.inference_mode():
         for batch in data.test_dataloader():
-            hits.append(task.answer(batch["image"]).argmax(dim=1) == batch["target"])
+            hits.append(task.answer(batch["image"]).probabilities.argmax(dim=1) == batch["target"])
     return float(torch.cat(hits).float().mean())

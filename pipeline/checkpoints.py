@@ -64,12 +64,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     )
 
 
-def calibrate_checkpoint(path: Path, temperature: float) -> None:
-    """Write a temperature into a checkpoint; the file is the old one or the new one at any moment."""
+def calibrate_checkpoint(path: Path, temperature: float, measured: dict[str, Any] | None = None) -> None:
+    """Write what was fitted on held-out images into a checkpoint; the file is the old one or the new one at any moment.
+
+    Args:
+        path: of the checkpoint.
+        temperature: of its probabilities.
+        measured: what else is kept, by name.
+    """
     content = read_checkpoint(path)
     content["state_dict"][TEMPERATURE] = torch.tensor(temperature)
     content[CALIBRATED] = True
-    _write(content, path)
+    _write({**content, **(measured or {})}, path)
 
 
 def derive_checkpoint(last: Path, best: Path, note: dict[str, Any], state: dict[str, Any] | None = None) -> None:

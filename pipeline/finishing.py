@@ -1,19 +1,24 @@
 """What becomes of a trained network before it is tested: one checkpoint, the best that this run can hand over."""
 
+import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
+from torch import Tensor, nn
 
 from datamodules import ImageDataModule
 from pipeline.checkpoints import INTERPOLATED, PASSED_OVER, derive_checkpoint, read_checkpoint
 from pipeline.evaluation.calibration import fit_temperature, tempered
 from pipeline.evaluation.comparison import paired_differences
+from pipeline.evaluation.familiarity import Familiarity
 from pipeline.evaluation.predictions import Predictions, to_probabilities
-from pipeline.finetuning.features import evaluating
+from pipeline.finetuning.features import evaluating, task_features
 from pipeline.finetuning.interpolation import USUAL_SHARE, StartingPoint, between, choose_share
+from pipeline.models.backbones import describe
 from pipeline.precision import computing
 from pipeline.runs import BEST, LAST
 from pipeline.task import ClassificationTask
@@ -23,6 +28,10 @@ _ASKED = 256
 #: Validation images that are asked to choose between two epochs. So many see half a point: the last ones differ in some
 #: 5 % of their answers, and the square root of 0.05 / 2,000 is 0.005.
 ASKED_OF_EPOCHS = 2_000
+#: Images of each kind, trained on and held out, that say what is familiar; of fewer references all look stranger.
+ASKED_OF_FAMILIARITY = 500
+# With fewer held-out images nothing can be strange.
+_LEAST_HELD_OUT = 20
 _NETWORK = "network."  # before the names of its tensors in a checkpoint
 
 
@@ -93,6 +102,56 @@ def settled_checkpoint(
             derive_checkpoint(last, best, {PASSED_OVER: earlier["epoch"] + 1})
     trainer.strategy.barrier()
     return best, read_checkpoint(best).get(PASSED_OVER)
+
+
+def measure_familiarity(
+    trainer: Trainer, task: ClassificationTask, data: ImageDataModule, features: Path | None
+) -> Familiarity | None:
+    """What says whether an image is of the kind that the task was trained on.
+
+    Args:
+        trainer: in whose precision the network computes.
+        task: with the network that is handed over.
+        data: whose training and validation images are looked at, up to 500 of each.
+        features: folder where features are kept; None: the network is one that no other run will have.
+
+    Returns:
+        None where too few images are held out.
+    """
+    if len(data.table.rows("val")) < _LEAST_HELD_OUT:
+        return None
+    task.to(trainer.strategy.root_device)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) if features is None else features
+        trained, held_out = (_stages(trainer, task, data, split, folder) for split in ("train", "val"))
+    return Familiarity.measured(trained, held_out)
+
+
+def _stages(
+    trainer: Trainer, task: ClassificationTask, data: ImageDataModule, split: str, folder: Path
+) -> tuple[Tensor, ...]:
+    """What the network makes of some images of a split, stage by stage."""
+    images = data.plain(split)
+    chosen = np.sort(np.random.default_rng(task.hparams["seed"]).permutation(len(images))[:ASKED_OF_FAMILIARITY])
+    found = task_features(
+        task,
+        lambda rows: data.plain_batches(images, chosen[list(rows)].tolist()),
+        data.contents(split, folder / "contents.npy", chosen),
+        folder,
+        partial(data.progress, "features"),
+        str(trainer.precision),
+        trainer.precision_plugin.forward_context,
+        part=("stages", _joined),
+    )
+    record = data.preprocessing
+    empty = torch.zeros(1, record.channels, record.size, record.size, device=task.device)
+    with evaluating(task.network), torch.inference_mode():
+        widths = [stage.shape[1] for stage in describe(task.network, empty)[1]]
+    return torch.from_numpy(found).to(task.device).split(widths, dim=1)
+
+
+def _joined(network: nn.Module, images: Tensor) -> Tensor:
+    return torch.cat([stage.float() for stage in describe(network, images)[1]], dim=1)
 
 
 def _network(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -15,14 +15,14 @@ from pipeline.checkpoints import CALIBRATED, calibrate_checkpoint, read_checkpoi
 from pipeline.evaluation.calibration import fit_temperature, tempered
 from pipeline.evaluation.predictions import PredictionCollector
 from pipeline.finetuning.interpolation import USUAL_TEMPERATURE, StartingPoint
-from pipeline.finishing import interpolated_checkpoint, settled_checkpoint
+from pipeline.finishing import interpolated_checkpoint, measure_familiarity, settled_checkpoint
 from pipeline.monitor import MONITORS
 from pipeline.outcome import Evaluated, say_next, track_outcome, write_predictions, write_summary
 from pipeline.progress import EpochLines, say
 from pipeline.registry.register import Candidate, StoreAwayError, register
 from pipeline.resumption import LastCheckpoint
 from pipeline.runs import BEST, CONFIG, LAST, START, SUMMARY, RunFolder, config_digest
-from pipeline.task import ClassificationTask
+from pipeline.task import FAMILIARITY, ClassificationTask
 from pipeline.tracking.logger import MLflowLogger
 from pipeline.tracking.recorder import DataFacts, RunRecorder
 from pipeline.tracking.store import without_password
@@ -84,6 +84,7 @@ class Fitting:
         settles: whether an epoch before the last one has to be better by more than chance to be the best checkpoint
             (:func:`~pipeline.finishing.settled_checkpoint`).
         validates: whether there are images to choose and to calibrate by.
+        features: folder where features are kept that another run can use; None: training moves the network.
     """
 
     folder: RunFolder
@@ -97,6 +98,7 @@ class Fitting:
     interpolates: bool = False
     settles: bool = False
     validates: bool = True
+    features: Path | None = None
 
     def __post_init__(self) -> None:
         self.collector = PredictionCollector()
@@ -186,9 +188,10 @@ class Fitting:
     def _calibrate(
         self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule, best: Path
     ) -> Evaluated | None:
-        """Fit the temperature of the best checkpoint on the validation images, once; what they say under it.
+        """Fit the temperature of the best checkpoint on the validation images, and measure what is familiar, once.
 
-        Without such images, it is the one that is usual.
+        Returns:
+            What those images say under that temperature. Without them it is the one that is usual.
         """
         # By this run, before it was interrupted. Asked before the evaluation, which all processes leave together: after
         # it, the first one writes.
@@ -201,7 +204,9 @@ class Fitting:
         if calibrated:
             return val
         if trainer.is_global_zero:
-            calibrate_checkpoint(best, temperature)
+            familiarity = measure_familiarity(trainer, task, data, self.features)
+            measured = {} if familiarity is None else {FAMILIARITY: familiarity.to_state()}
+            calibrate_checkpoint(best, temperature, measured)
         trainer.strategy.barrier()
         if val is None:
             return None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.evaluation.familiarity import STRANGE
 from pipeline.evaluation.figures import confusion_figure, presence_figure
 from pipeline.evaluation.metrics import Estimate, confusion_matrix, estimate_metrics
 from pipeline.evaluation.predictions import Predictions, write_csv
@@ -52,6 +53,13 @@ class Evaluated:
         say(f"\n{self.split}: {len(self.paths):,} images, {model}")
         for name, estimate in self.metrics.items():
             say(f"  {_NAMES[name]:<9} {estimate.value:.4f}   95 % interval {estimate.low:.4f} to {estimate.high:.4f}")
+        familiarity = self.predictions.familiarity
+        if familiarity is not None:
+            strange = int((familiarity < STRANGE).sum())
+            say(
+                f"  strange   {strange / len(familiarity):.4f}   {strange:,} look less like the training images than "
+                f"{1 - STRANGE:.0%} of the validation images do"
+            )
 
 
 def write_predictions(folder: Path, test: Evaluated, classes: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ import math
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -14,12 +14,13 @@ from torchmetrics import MeanMetric
 
 from pipeline.errors import UserError
 from pipeline.evaluation.calibration import temper
+from pipeline.evaluation.familiarity import Familiarity
 from pipeline.evaluation.predictions import to_probabilities
 from pipeline.evaluation.validation import validation_metrics
 from pipeline.finetuning.optimization import cosine_with_warmup, default_rates, parameter_groups, weight_scale
 from pipeline.finetuning.statistics import use_stored_statistics
 from pipeline.mixing import Kind, mix
-from pipeline.models.backbones import create_backbone, head_name
+from pipeline.models.backbones import create_backbone, describe, head_name
 from pipeline.models.files import LINEAGE
 from pipeline.models.hub import HubUnreachableError
 from pipeline.models.weights import Lineage, LoadReport, load_pretrained
@@ -31,6 +32,23 @@ Batch = dict[str, Tensor]
 _LARGEST = {torch.uint8: 255.0, torch.uint16: 65535.0}
 # Axes of (N, C, H, W) that are mirrored in each view beside the image itself.
 _VIEWS: dict[str, list[tuple[int, ...]]] = {"none": [], "flip": [(3,)], "flips": [(3,), (2,), (2, 3)]}
+
+
+#: Under which a checkpoint keeps what tells familiar images from strange ones.
+FAMILIARITY = "familiarity"
+
+
+class Answer(NamedTuple):
+    """What is said of images.
+
+    Attributes:
+        probabilities: float32 ``(N, number of classes)``; rows sum to 1 unless an image may have several classes.
+        familiarity: float32 ``(N,)`` in (0, 1] (see :class:`~pipeline.evaluation.familiarity.Familiarity`); None where
+            no images were held out to measure it by.
+    """
+
+    probabilities: Tensor
+    familiarity: Tensor | None
 
 
 class ClassificationTask(LightningModule):
@@ -152,6 +170,8 @@ class ClassificationTask(LightningModule):
             self.register_buffer(name, values, persistent=False)
         # Of the probabilities; fitted when training is over, and kept in the best checkpoint.
         self.register_buffer("temperature", torch.ones(()))
+        #: What tells familiar images from strange ones; measured after training, and kept in the best checkpoint.
+        self.familiarity: Familiarity | None = None
         self.class_shares = class_shares
         self._in_training = False
         self.val_metrics = validation_metrics(len(classes), multi_label)
@@ -166,6 +186,8 @@ class ClassificationTask(LightningModule):
         self.lineage = Lineage(**checkpoint[LINEAGE])
         # Checkpoints of earlier releases are not calibrated.
         checkpoint["state_dict"].setdefault("temperature", torch.ones(()))
+        measured = checkpoint.get(FAMILIARITY)
+        self.familiarity = None if measured is None else Familiarity(**measured).to(self.device)
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -184,20 +206,22 @@ class ClassificationTask(LightningModule):
         """Images, uint8 (or uint16, float32) ``(N, C, H, W)``, to logits, float ``(N, number of classes)``."""
         return self.network(self.normalise(images))
 
-    def answer(self, images: Tensor) -> Tensor:
+    def answer(self, images: Tensor) -> Answer:
         """What evaluation and the registered model answer: probabilities, averaged over the test-time views, tempered.
 
         Args:
             images: uint8 (or uint16, float32) ``(N, C, H, W)``.
-
-        Returns:
-            Float32 ``(N, number of classes)``; rows sum to 1 unless an image may have several classes.
         """
-        views = [(), *_VIEWS[self.hparams["test_time_augmentation"]]]
-        answers = [
-            to_probabilities(self(images.flip(view) if view else images), self.hparams["multi_label"]) for view in views
-        ]
-        return temper(torch.stack(answers).mean(dim=0), self.temperature, self.hparams["multi_label"])
+        familiarity = None
+        if self.familiarity is None:
+            logits = self(images)
+        else:
+            logits, stages = describe(self.network, self.normalise(images))
+            familiarity = self.familiarity(stages)
+        others = [self(images.flip(view)) for view in _VIEWS[self.hparams["test_time_augmentation"]]]
+        views = [to_probabilities(view, self.hparams["multi_label"]) for view in (logits, *others)]
+        probabilities = temper(torch.stack(views).mean(dim=0), self.temperature, self.hparams["multi_label"])
+        return Answer(probabilities, familiarity)
 
     def on_train_end(self) -> None:
         self._in_training = False
@@ -229,7 +253,8 @@ class ClassificationTask(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
         if self._in_training:  # one view in the training's precision says well enough how it goes
-            outputs = _answered(batch, to_probabilities(self(batch["image"]).float(), self.hparams["multi_label"]))
+            probabilities = to_probabilities(self(batch["image"]).float(), self.hparams["multi_label"])
+            outputs = _answered(batch, Answer(probabilities, None))
         else:
             outputs = self._evaluate(batch)
         probabilities, target = outputs["probabilities"], batch["target"]
@@ -261,8 +286,9 @@ class ClassificationTask(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def _answered(batch: Batch, probabilities: Tensor) -> Batch:
-    return {"index": batch["index"], "target": batch["target"], "probabilities": probabilities}
+def _answered(batch: Batch, answer: Answer) -> Batch:
+    given = {name: tensor for name, tensor in answer._asdict().items() if tensor is not None}
+    return {"index": batch["index"], "target": batch["target"], **given}
 
 
 def _full_float32() -> AbstractContextManager[None]:

@@ -22,7 +22,7 @@ from pipeline.briefing import brief
 from pipeline.checkpoints import existing_checkpoint, is_trained_to_the_end, read_checkpoint
 from pipeline.errors import UserError
 from pipeline.evaluation.predictions import PredictionCollector, write_csv
-from pipeline.finetuning import Strategy
+from pipeline.finetuning import LinearProbe, Strategy
 from pipeline.finetuning.strategy import FROZEN
 from pipeline.fitting import Fitting, evaluate, interruptible
 from pipeline.models.files import LINEAGE, read_facts
@@ -302,6 +302,7 @@ class TransferCLI(LightningCLI):
             # Who names a metric or a patience has said how to choose.
             settles=settings.monitor == "auto" and settings.patience is None,
             validates=self._require_validation(),
+            features=self.strategy.folder if isinstance(self.strategy, LinearProbe) else None,
         )
 
     def _require_validation(self) -> bool:

@@ -106,7 +106,7 @@ def test_the_best_checkpoint_keeps_it(run: Path) -> None:
     images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
         expected = (task(images) / temperature).softmax(1)
-        torch.testing.assert_close(task.answer(images), expected, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(task.answer(images).probabilities, expected, atol=1e-6, rtol=1e-4)
 
 
 def test_what_is_reported_of_validation_is_what_the_checkpoint_answers(

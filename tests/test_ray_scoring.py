@@ -18,7 +18,7 @@ import pytest
 import ray
 
 from pipeline.errors import UserError
-from pipeline.registry.inference import usable_cores
+from pipeline.registry.inference import Answers, usable_cores
 from pipeline.registry.loading import pin
 from pipeline.registry.served import ImageClassifier
 from pipeline.scoring import ray as scoring
@@ -243,13 +243,16 @@ def test_several_classes_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
     model.bundle = SimpleNamespace(
         classes=["a", "b", "c"],
         multi_label=True,
-        predict_each=lambda images: (np.array([[0.7, 0.5, 0.1], [0.1, 0.2, 0.3]], np.float32), [None, "broken", None]),
+        predict_each=lambda images: (
+            Answers(np.array([[0.7, 0.5, 0.1], [0.1, 0.2, 0.3]], np.float32), None),
+            [None, "broken", None],
+        ),
     )
     monkeypatch.setattr(scoring, "load", lambda *_: model)
     both, bad, none = Worker("", "", "image", Path())(pa.table({"image": [b"1", b"2", b"3"]})).to_pylist()
-    assert list(both) == ["labels", "probabilities", "error"]
+    assert list(both) == ["labels", "probabilities", "familiarity", "error"]
     assert (both["labels"], both["error"]) == (["a", "b"], None)
-    assert bad == {"labels": None, "probabilities": None, "error": "broken"}
+    assert bad == {"labels": None, "probabilities": None, "familiarity": None, "error": "broken"}
     assert (none["labels"], none["error"]) == ([], None)
 
 

@@ -55,15 +55,19 @@ class Predictions:
             several classes; -1 where it is not known.
         probabilities: float64 ``(N, C)``; each row sums to 1, unless an image may have several classes.
         multi_label: whether it may.
+        familiarity: how usual each image is among those trained on, float64 ``(N,)`` in (0, 1] (see
+            :class:`~pipeline.evaluation.familiarity.Familiarity`); None where that was not measured.
     """
 
     targets: NDArray[np.int64]
     probabilities: NDArray[np.float64]
     multi_label: bool = False
+    familiarity: NDArray[np.float64] | None = None
 
     def first(self, count: int) -> "Predictions":
         """Those of the first images."""
-        return Predictions(self.targets[:count], self.probabilities[:count], self.multi_label)
+        familiarity = None if self.familiarity is None else self.familiarity[:count]
+        return Predictions(self.targets[:count], self.probabilities[:count], self.multi_label, familiarity)
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
@@ -135,6 +139,7 @@ class PredictionCollector(Callback):
             targets=gathered["target"][order].long().numpy(),
             probabilities=gathered["probabilities"][order].double().numpy(),
             multi_label=bool(pl_module.hparams["multi_label"]),
+            familiarity=gathered["familiarity"][order].double().numpy() if "familiarity" in gathered else None,
         )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -176,16 +181,17 @@ def _gather(parts: list[Tensor], device: torch.device) -> Tensor:
 
 
 def write_csv(path: Path, image_paths: Sequence[str], predictions: Predictions, classes: Sequence[str]) -> None:
-    """One row an image: ``path``, ``target`` where it is known, ``label``, ``score``, ``p_<class>`` of each class.
+    """One row an image: ``path``, ``target`` and ``familiarity`` where they are known, ``label``, ``score``, and
+    ``p_<class>`` of each class.
 
     Where an image may have several classes, ``target`` and ``label`` have them joined by a bar.
     """
-    labelled = bool((predictions.targets >= 0).all())
+    labelled, familiarity = bool((predictions.targets >= 0).all()), predictions.familiarity
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["path", *(["target"] if labelled else []), "label", "score", *(f"p_{name}" for name in classes)]
-        )
+        known = ["familiarity"] if familiarity is not None else []
+        header = ["path", *(["target"] if labelled else []), "label", "score", *known]
+        writer.writerow([*header, *(f"p_{name}" for name in classes)])
         rows = zip(
             image_paths,
             predictions.targets,
@@ -194,9 +200,11 @@ def write_csv(path: Path, image_paths: Sequence[str], predictions: Predictions, 
             predictions.probabilities,
             strict=True,
         )
-        for image_path, target, label, score, row in rows:
+        for number, (image_path, target, label, score, row) in enumerate(rows):
             truth = [_in_words(target, classes)] if labelled else []
-            writer.writerow([image_path, *truth, _in_words(label, classes), f"{score:.8f}", *(f"{p:.8f}" for p in row)])
+            usual = [] if familiarity is None else [f"{familiarity[number]:.4f}"]
+            answer = [_in_words(label, classes), f"{score:.8f}", *usual, *(f"{p:.8f}" for p in row)]
+            writer.writerow([image_path, *truth, *answer])
 
 
 def _in_words(label: NDArray[np.int64] | np.int64, classes: Sequence[str]) -> str:

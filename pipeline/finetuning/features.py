@@ -199,6 +199,7 @@ def task_features(
     precision: str = "32-true",
     computing: Callable[[], AbstractContextManager[Any]] = nullcontext,
     turn: tuple[str, Callable[[Tensor], Tensor]] | None = None,
+    part: tuple[str, Callable[[nn.Module, Tensor], Tensor]] | None = None,
 ) -> Floats:
     """Features of images as a task's network sees them, on the device that it is on (see :func:`extract_features`).
 
@@ -211,6 +212,8 @@ def task_features(
         precision: as the trainer names it; features of another one are others.
         computing: context in which the network computes in that precision.
         turn: what is done to images ``(B, C, H, W)`` before the network sees them, and what that is called.
+        part: what is taken from the network, ``(B, F)`` of normalised images, and what that is called; none: what its
+            head classifies.
 
     Returns:
         float32 ``(N, F)``.
@@ -222,11 +225,14 @@ def task_features(
     record = {"backbone": hparams["backbone"], "preprocessing": hparams["preprocessing"], "precision": precision}
     if turn is not None:
         record["turn"] = turn[0]
+    if part is not None:
+        record["part"] = part[0]
+    take = backbones.features if part is None else part[1]
 
     def embed(images: Tensor) -> Tensor:
         with computing():
             moved = images.to(task.device)
-            return backbones.features(network, task.normalise(moved if turn is None else turn[1](moved)))
+            return take(network, task.normalise(moved if turn is None else turn[1](moved)))
 
     store = FeatureStore(folder, network_digest(network), record)
     return extract_features(network, embed, read_images, digests, store, progress=progress)

@@ -1,7 +1,7 @@
 """From an architecture's name to a classifier, to the preprocessing it expects, and to its parts.
 
 Two kinds of name: a network of our own ``family`` (``resnet18``), or any timm classifier (``timm/convnext_tiny``). What
-comes out answers to the same functions here, whichever it is: :func:`head_name`, :func:`features`,
+comes out answers to the same functions here, whichever it is: :func:`head_name`, :func:`features`, :func:`describe`,
 :func:`spatial_map` and :func:`depth_groups`. Strategies, caches, saliency and export rely on these alone.
 """
 
@@ -16,6 +16,7 @@ from pipeline.models.family import CIFAR_FAMILY, FAMILY
 
 TIMM = "timm/"
 
+_DESCRIBED = 3  # stages, the last ones: earlier ones know edges and colours alone
 _HEAD_STD = 0.01  # as for the linear layers of AlexNet and, in torchvision, of MobileNet and EfficientNet
 
 #: How images were prepared for the ImageNet weights of our own networks, where a file says nothing else:
@@ -98,6 +99,31 @@ def features(network: nn.Module, images: Tensor) -> Tensor:
         Float ``(N, F)``. In evaluation the head, where it is linear, makes the logits of it.
     """
     return network.forward_head(network.forward_features(images), pre_logits=True)  # type: ignore[operator]
+
+
+def describe(network: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Logits, and on the way to them what the last stages make of an image.
+
+    Args:
+        network: from :func:`create_backbone`.
+        images: normalised, float ``(N, C, H, W)``.
+
+    Returns:
+        Logits ``(N, number of classes)``, and of the last three stages (of a transformer: blocks) the means of their
+        maps, ``(N, F)`` each, from low to high; of the few networks of timm that do not tell, what the head classifies.
+
+    Example:
+        >>> import torch
+        >>> network = create_backbone("resnet18", 10).eval()
+        >>> logits, stages = describe(network, torch.zeros(1, 3, 64, 64))
+        >>> [stage.shape[1] for stage in stages]
+        [128, 256, 512]
+    """
+    if not hasattr(network, "forward_intermediates"):
+        last = network.forward_features(images)  # type: ignore[operator]
+        return network.forward_head(last), [network.forward_head(last, pre_logits=True)]  # type: ignore[operator]
+    last, maps = network.forward_intermediates(images, indices=_DESCRIBED)  # type: ignore[operator]
+    return network.forward_head(last), [stage.mean((2, 3)) for stage in maps]  # type: ignore[operator]
 
 
 def spatial_map(network: nn.Module, maps: Tensor) -> Tensor:

@@ -361,10 +361,16 @@ class ResNet(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Images ``(N, in_channels, H, W)`` to the last stage's map, ``(N, num_features, ~H/32, ~W/32)`` for four."""
+        return self.forward_intermediates(images, indices=1)[0]
+
+    def forward_intermediates(self, images: Tensor, indices: int) -> tuple[Tensor, list[Tensor]]:
+        """What :meth:`forward_features` gives, and the maps of the last ``indices`` stages (the name is timm's)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        maps = []
         for name in self.stage_names:
             x = self.get_submodule(name)(x)
-        return x
+            maps.append(x)
+        return x, maps[-indices:]
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
         """A map ``(N, num_features, h, w)`` to logits, or with ``pre_logits`` to its mean ``(N, num_features)``."""

@@ -24,7 +24,7 @@ import pipeline.registry.inference
 from datamodules.preprocessing import Preprocessing
 from pipeline.models.files import Facts, save_weights
 from pipeline.registry.inference import GOLDEN, GOLDEN_ANSWERS
-from pipeline.task import ClassificationTask
+from pipeline.task import FAMILIARITY, ClassificationTask
 
 #: The bundle's name among the artifacts of a registered model, and its file that says what is in it.
 BUNDLE, DESCRIPTION = "bundle", "bundle.json"
@@ -33,15 +33,15 @@ WEIGHTS = "model.safetensors"
 _MADE_WITH = ("torch", "lightning", "onnx", "onnxscript", "onnxruntime", "mlflow", "numpy", "pillow")
 
 
-class _Probabilities(nn.Module):
-    """Images ``(N, C, size, size)`` of the record's dtype to class probabilities ``(N, classes)``: what is exported."""
+class _Answers(nn.Module):
+    """Images ``(N, C, size, size)`` of the record's dtype to what is said of them, in order: what is exported."""
 
     def __init__(self, task: ClassificationTask) -> None:
         super().__init__()
         self.task = task
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.task.answer(image)
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(said for said in self.task.answer(image) if said is not None)
 
 
 def write_bundle(
@@ -63,11 +63,11 @@ def write_bundle(
     example = torch.zeros(2, record.channels, record.size, record.size, dtype=getattr(torch, record.dtype))
     with _quiet_exporter():
         torch.onnx.export(
-            _Probabilities(task),
+            _Answers(task),
             (example,),
             str(folder / "model.onnx"),
             input_names=["image"],
-            output_names=["probabilities"],
+            output_names=["probabilities", *([] if task.familiarity is None else [FAMILIARITY])],
             dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}},
             external_data=False,
             dynamo=True,
@@ -78,6 +78,8 @@ def write_bundle(
         "preprocessing": record.to_dict(),
         "calibration": {"method": "temperature", "temperature": float(task.temperature)},
         "threshold": threshold,
+        # The least difference between two values: rounding may move one by so much.
+        "familiarity": None if task.familiarity is None else {"step": task.familiarity.step},
         "backbone": task.hparams["backbone"],
         "test_time_augmentation": task.hparams["test_time_augmentation"],
         "weights": asdict(task.lineage),

@@ -59,7 +59,13 @@ def write_card(name: str, content: Mapping[str, Any], metrics: Mapping[str, Esti
             "## Limits",
             "",
             "- The numbers hold for images that come as the test images came, not for other cameras, places and times.",
-            "- It names a class for any image, also for one that shows none of them, unless a threshold is set.",
+            "- It names a class for any image, also for one that shows none of them"
+            + (
+                "; its familiarity is near 0 where an image is of another kind than those trained on, but not always "
+                "for a new thing that looks as they do."
+                if content["familiarity"]
+                else ", unless a threshold is set."
+            ),
             "- Intervals tell how the chance of drawing the test images counts, not that of training anew.",
             "- Where a class has few test images, its recall says little.",
             "",

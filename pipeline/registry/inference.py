@@ -1,4 +1,4 @@
-"""From encoded images to probabilities with ONNX Runtime: what a registered model does, without MLflow.
+"""From encoded images to answers with ONNX Runtime: what a registered model does, without MLflow.
 
 Needs numpy, Pillow and onnxruntime alone, because a registered model carries a copy of this file.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,19 @@ def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 GOLDEN, GOLDEN_ANSWERS = "golden", "golden.json"
 
 
+class Answers(NamedTuple):
+    """What is said of images.
+
+    Attributes:
+        probabilities: float32 ``(N, number of classes)``.
+        familiarity: float32 ``(N,)``, how usual an image is among those trained on: the share of held-out images that
+            are no less strange. None where that was not measured.
+    """
+
+    probabilities: NDArray[np.float32]
+    familiarity: NDArray[np.float32] | None
+
+
 class Bundle:
     """A folder with ``model.onnx``, ``bundle.json``, ``decode.py`` and ``preprocessing.py``.
 
@@ -75,6 +88,8 @@ class Bundle:
         self.multi_label: bool = content["multi_label"]
         #: Score below which no label is given; None: one always is.
         self.threshold: float | None = content["threshold"]
+        #: Whether it says how familiar an image is.
+        self.knows_familiarity: bool = content["familiarity"] is not None
         self._folder = folder
         self._open = load_private(folder / "decode.py").EncodedImage
         self._preprocessing = load_private(folder / "preprocessing.py").Preprocessing.from_dict(
@@ -86,16 +101,16 @@ class Bundle:
         options.intra_op_num_threads = usable_cores()
         self._session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
 
-    def predict(self, images: Sequence[bytes]) -> NDArray[np.float32]:
-        """Probabilities, float32 ``(N, number of classes)``, of encoded images.
+    def predict(self, images: Sequence[bytes]) -> Answers:
+        """Answers to encoded images.
 
         Raises:
             ValueError: an image cannot be read; the message names its row.
         """
         return self._run(self._pixels(image, f"row {row}: ") for row, image in enumerate(images))
 
-    def predict_each(self, images: Iterable[bytes]) -> tuple[NDArray[np.float32], list[str | None]]:
-        """Probabilities of the images that can be read, in order, and for each image why it cannot be; None: it can."""
+    def predict_each(self, images: Iterable[bytes]) -> tuple[Answers, list[str | None]]:
+        """Answers to the images that can be read, in order, and for each image why it cannot be; None: it can."""
         reasons: list[str | None] = []
 
         def readable() -> Iterator[NDArray[Any]]:
@@ -110,8 +125,8 @@ class Bundle:
 
         return self._run(readable()), reasons
 
-    def predict_arrays(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        """Probabilities, float32 ``(N, number of classes)``, of decoded images of any one size.
+    def predict_arrays(self, images: NDArray[Any]) -> Answers:
+        """Answers to decoded images of any one size.
 
         Args:
             images: ``(N, H, W, C)`` with the channels and of the type that the model was trained on, most often RGB of
@@ -134,12 +149,16 @@ class Bundle:
         images = [path.read_bytes() for path in sorted((self._folder / GOLDEN).iterdir())]
         return images, np.array(json.loads((self._folder / GOLDEN_ANSWERS).read_text(encoding="utf-8")))
 
-    def _run(self, prepared: Iterable[NDArray[Any]]) -> NDArray[np.float32]:
-        parts = [np.empty((0, len(self.classes)), np.float32)]
+    def _run(self, prepared: Iterable[NDArray[Any]]) -> Answers:
+        names = ["probabilities", *(["familiarity"] if self.knows_familiarity else [])]
+        said: list[list[NDArray[np.float32]]] = [
+            [np.empty((0, len(self.classes)), np.float32), np.empty(0, np.float32)]
+        ]
         waiting = iter(prepared)
         while batch := list(islice(waiting, _BATCH)):
-            parts += self._session.run(["probabilities"], {"image": np.stack(batch)})
-        return np.concatenate(parts)
+            said.append(self._session.run(names, {"image": np.stack(batch)}))
+        probabilities = np.concatenate([part[0] for part in said])
+        return Answers(probabilities, np.concatenate([part[1] for part in said]) if self.knows_familiarity else None)
 
     def _pixels(self, image: bytes, where: str = "") -> NDArray[Any]:
         expected = f"{where}expected the bytes of an encoded image, found"

@@ -49,6 +49,25 @@ def require_agreement(found: NDArray[Any], tested: NDArray[Any], multi_label: bo
         )
 
 
+def require_familiarity(found: NDArray[Any], tested: Predictions, step: float | None, who: str) -> None:
+    """Compare how familiar images were found with what the test found, ``(N,)``, to one step.
+
+    Args:
+        found: what the model said.
+        tested: what the test saw.
+        step: the least difference between two values; None: nothing was measured.
+        who: gave the answers, in words.
+
+    Raises:
+        RuntimeError: they differ.
+    """
+    expected = np.empty(0) if tested.familiarity is None or step is None else tested.familiarity
+    difference = float(np.abs(found - expected).max(initial=0)) if found.shape == expected.shape else np.inf
+    # A distance that is rounded otherwise may pass one of the held-out images, and no more.
+    if not difference <= (step or 0.0) + TOLERANCE:
+        raise RuntimeError(f"{who} disagrees with the test by {difference:.2g} in how familiar images are.")
+
+
 def keep_images(folder: Path, read: Callable[[int], bytes], count: int) -> list[str]:
     """Write encoded images into a file that another process can read.
 
@@ -71,7 +90,9 @@ def keep_images(folder: Path, read: Callable[[int], bytes], count: int) -> list[
     return contents
 
 
-def prove(address: str, tracking_uri: str, tested: Tested, threshold: float | None, folder: Path) -> None:
+def prove(
+    address: str, tracking_uri: str, tested: Tested, threshold: float | None, folder: Path, step: float | None = None
+) -> None:
     """Load a registered model in a fresh process and have it repeat the golden samples and the whole test.
 
     The process starts in another folder, cannot import what training needs, and may not unpickle models.
@@ -82,6 +103,7 @@ def prove(address: str, tracking_uri: str, tested: Tested, threshold: float | No
         tested: what it must repeat.
         threshold: score below which it gives no label.
         folder: with the images (see :func:`keep_images`), in the order of ``tested``.
+        step: the least difference in how familiar images are; None: it says nothing of that.
 
     Raises:
         RuntimeError: it cannot be loaded there, or answers otherwise; the message says which.
@@ -103,6 +125,7 @@ def prove(address: str, tracking_uri: str, tested: Tested, threshold: float | No
     predictions = tested.predictions
     require_agreement(answers["golden"], answers["expected"], predictions.multi_label, f"{address}, golden samples,")
     require_agreement(answers["probabilities"], predictions.probabilities, predictions.multi_label, address)
+    require_familiarity(answers["familiarity"], predictions, step, address)
     labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
     if labels != _labels(answers["probabilities"], tested, threshold):
         raise RuntimeError(f"{address} gives other labels than follow from its probabilities.")

@@ -127,7 +127,9 @@ def _register(name: str, candidate: Candidate, tracking_uri: str, run_id: str) -
         with _active(client, run_id):
             model_id, address = _log(bundle, candidate, golden[:1])
         with _version(client, name, address, model_id) as version:
-            prove(f"models:/{name}/{version}", tracking_uri, tested, candidate.threshold, images)
+            familiarity = candidate.task.familiarity
+            step = None if familiarity is None else familiarity.step
+            prove(f"models:/{name}/{version}", tracking_uri, tested, candidate.threshold, images, step)
             client.set_model_version_tag(name, version, PROVEN, tested.digest)
             client.update_model_version(name, version, _shortened((bundle / CARD).read_text(encoding="utf-8")))
             client.set_registered_model_alias(name, CHALLENGER, version)
@@ -196,14 +198,14 @@ def _log(bundle: Path, candidate: Candidate, example: list[bytes]) -> tuple[str,
         name="model",
         python_model=str(Path(__file__).with_name("served.py")),
         artifacts={BUNDLE: str(bundle)},
-        signature=_signature(candidate.predictions.multi_label),
+        signature=_signature(candidate.predictions.multi_label, candidate.task.familiarity is not None),
         input_example=pd.DataFrame({"image": example}),
         pip_requirements=[f"{package}=={installed(package)}" for package in needs],
     )
     return logged.model_id, logged.model_uri
 
 
-def _signature(multi_label: bool) -> "ModelSignature":
+def _signature(multi_label: bool, knows_familiarity: bool) -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array
@@ -217,6 +219,7 @@ def _signature(multi_label: bool) -> "ModelSignature":
         outputs = [ColSpec(Array(DataType.string), "labels")]
     outputs += [
         ColSpec(Array(DataType.double), "probabilities"),
+        *([ColSpec(DataType.double, "familiarity")] if knows_familiarity else []),
         ColSpec(Array(DataType.string), "top_labels", required=False),
         ColSpec(Array(DataType.double), "top_scores", required=False),
     ]

@@ -40,16 +40,17 @@ def _chunks(folder: Path) -> Iterator[list[bytes]]:
             yield [file.read(int(length)) for length in lengths[start : start + _CHUNK]]
 
 
-def _answer(model: Any, chunks: Iterator[list[bytes]]) -> tuple[np.ndarray, list[Any]]:
-    """Probabilities ``(N, classes)``, and the label of each image, or its labels."""
+def _answer(model: Any, chunks: Iterator[list[bytes]]) -> tuple[np.ndarray, np.ndarray, list[Any]]:
+    """Probabilities ``(N, classes)``, familiarity ``(N,)`` or ``(0,)``, and of each image its label, or its labels."""
     import pandas as pd
 
-    probabilities, labels = [], []
+    probabilities, familiarity, labels = [], [], []
     for images in chunks:
         answer = model.predict(pd.DataFrame({"image": images}))
         probabilities += list(answer["probabilities"])
+        familiarity += list(answer.get("familiarity", ()))
         labels += list(answer["labels"] if "labels" in answer else answer["label"])
-    return np.array(probabilities), labels
+    return np.array(probabilities), np.array(familiarity), labels
 
 
 def main(address: str, folder: Path) -> None:
@@ -59,9 +60,10 @@ def main(address: str, folder: Path) -> None:
 
     model = mlflow.pyfunc.load_model(address)
     images, expected = model.unwrap_python_model().bundle.golden_samples()
-    golden, _ = _answer(model, iter([images]))
-    probabilities, labels = _answer(model, _chunks(folder))
-    np.savez(folder / "answers.npz", golden=golden, expected=expected, probabilities=probabilities)
+    golden, _, _ = _answer(model, iter([images]))
+    probabilities, familiarity, labels = _answer(model, _chunks(folder))
+    answers = {"golden": golden, "expected": expected, "probabilities": probabilities, "familiarity": familiarity}
+    np.savez(folder / "answers.npz", **answers)
     (folder / "labels.json").write_text(json.dumps(labels), encoding="utf-8")
 
 

@@ -24,8 +24,10 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
     """Answers a data frame with a binary column ``image`` by ``label``, ``label_id``, ``score``, ``probabilities``.
 
     Where an image may have several classes: by ``labels``, those with a probability of at least one half, and
-    ``probabilities``. With the parameter ``top_k`` above 0 come ``top_labels`` and ``top_scores``, the most probable
-    first. Where the score is below the model's threshold, if it has one, the label is empty and its number -1.
+    ``probabilities``. Where it was measured, ``familiarity`` follows, the share of held-out images that are no less
+    strange: near 0, an image is of another kind than those trained on, whatever its score. With the parameter ``top_k``
+    above 0 come ``top_labels`` and ``top_scores``, the most probable first. Where the score is below the model's
+    threshold, if it has one, the label is empty and its number -1.
     """
 
     def load_context(self, context: Any) -> None:
@@ -66,16 +68,16 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
             A row for each image, with a further column ``error``: None, or why the image cannot be read and all else
             is missing.
         """
-        probabilities, reasons = self.bundle.predict_each(images)
-        answers = self._answer(probabilities, 0).astype(object)  # whole numbers stay whole beside what is missing
+        said, reasons = self.bundle.predict_each(images)
+        answers = self._answer(said, 0).astype(object)  # whole numbers stay whole beside what is missing
         answers.index = pd.Index([row for row, reason in enumerate(reasons) if reason is None], dtype="int64")
         return answers.reindex(range(len(reasons))).assign(error=pd.Series(reasons, dtype=object))
 
-    def _answer(self, probabilities: NDArray[np.float32], top_k: int) -> pd.DataFrame:
+    def _answer(self, said: Any, top_k: int) -> pd.DataFrame:
         classes = self.bundle.classes
         if not 0 <= top_k <= len(classes):
             raise ValueError(f"top_k: expected 0 to {len(classes)}, the number of classes, found {top_k}")
-        probabilities = probabilities.astype("float64")
+        probabilities = said.probabilities.astype("float64")
         if self.bundle.multi_label:
             columns: dict[str, Any] = {
                 "labels": [[classes[i] for i in (row >= _PRESENT).nonzero()[0]] for row in probabilities]
@@ -87,6 +89,8 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
             names = [classes[i] if i != _ABSTAINED else "" for i in labels]
             columns = {"label": names, "label_id": labels.astype("int64"), "score": scores}
         columns["probabilities"] = probabilities.tolist()
+        if said.familiarity is not None:
+            columns["familiarity"] = said.familiarity.astype("float64")
         if top_k:
             best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
             columns["top_labels"] = [[classes[i] for i in row] for row in best]

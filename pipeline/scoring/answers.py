@@ -7,7 +7,7 @@ def answer_schema(multi_label: bool) -> pa.Schema:
     """What is said of an image: its answer, or ``error``, why it could not be read; then all else is null.
 
     ``label_id`` is int64, ``score`` and each of ``probabilities`` float64 in [0, 1], in the order of the model's
-    classes.
+    classes; ``familiarity`` is float64 in (0, 1], null where the model says nothing of it.
 
     Args:
         multi_label: whether an image may have several classes.
@@ -17,4 +17,4 @@ def answer_schema(multi_label: bool) -> pa.Schema:
         named = {"labels": pa.list_(pa.string()), "probabilities": probabilities}
     else:
         named = {"label": pa.string(), "label_id": pa.int64(), "score": pa.float64(), "probabilities": probabilities}
-    return pa.schema({**named, "error": pa.string()})
+    return pa.schema({**named, "familiarity": pa.float64(), "error": pa.string()})

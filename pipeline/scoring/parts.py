@@ -114,10 +114,14 @@ class PartFolder:
         else:
             answers["label"] = [classes[i] for i in predictions.labels]
             answers |= {"label_id": predictions.labels, "score": predictions.scores}
+        if predictions.familiarity is not None:
+            answers["familiarity"] = predictions.familiarity
         columns = {"path": pa.array(part.paths, pa.string())}
         for field in answer_schema(predictions.multi_label):
             if field.name in answers:
                 columns[field.name] = pa.array(answers[field.name], field.type, mask=~read)
+            else:
+                columns[field.name] = pa.nulls(len(part.paths), field.type)
         columns["error"] = pa.array([errors.get(place) for place in range(len(part.paths))], pa.string())
         about = {_DIGEST: part.digest, _CLASSES: json.dumps(list(classes), ensure_ascii=False)}
         unfinished = self.folder / f".{self._file(part).name}"

@@ -116,7 +116,9 @@ class Worker:
         if self._column == _IMAGE:
             rows = rows.drop_columns([_IMAGE])
         for field in answer_schema(self._model.bundle.multi_label):
-            rows = rows.append_column(field, pa.array(answers[field.name], field.type, from_pandas=True))
+            said = answers.get(field.name)  # not every model knows what is familiar
+            column = pa.nulls(len(rows), field.type) if said is None else pa.array(said, field.type, from_pandas=True)
+            rows = rows.append_column(field, column)
         return rows
 
     def _content(self, value: Any) -> Any:
