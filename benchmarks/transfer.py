@@ -43,6 +43,7 @@ from transfer_report import OURS, Result, calibration_gaps, is_ours, report
 
 from datamodules.splits import grouped_split
 from datamodules.table import list_images
+from pipeline.precision import pick_precision
 from pipeline.provenance import code_revision
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -216,7 +217,8 @@ class Workplace:
             if is_ours(contestant):
                 judged["plan"] = plan_of(answers.parent)
         key: Result = {"case": str(case), "seed": seed, "contestant": contestant}
-        machine = {"processors": os.cpu_count(), "revision": code_revision()}
+        bf16 = pick_precision("cpu")[0] == "bf16-mixed"
+        machine = {"processors": os.cpu_count(), "bf16": bf16, "revision": code_revision()}
         took = {"seconds": round(cost.seconds, 2), "others": round(cost.others, 3)}
         return {**key, **judged, **took, "peers_epochs": epochs, **machine}
 
@@ -313,10 +315,15 @@ def key_of(result: Result) -> tuple[str, int, str]:
     return result["case"], result["seed"], result["contestant"]
 
 
-def add_folders(parser: argparse.ArgumentParser, results: str) -> None:
-    """The options that say where results are, in a file of that name, and everything else that is kept."""
+def add_work(parser: argparse.ArgumentParser) -> None:
+    """The option that says where everything is kept but results."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "transfer-pipeline" / "benchmark"
     parser.add_argument("--work", type=Path, default=cache, help="folder of tables and logs; default: %(default)s")
+
+
+def add_folders(parser: argparse.ArgumentParser, results: str) -> None:
+    """The options that say where results are, in a file of that name, and everything else that is kept."""
+    add_work(parser)
     kept = ROOT / "docs" / results
     parser.add_argument("--results", type=Path, default=kept, help="file of all results; default: %(default)s")
 

@@ -1,5 +1,6 @@
 """The tables of ``benchmarks/transfer.py``: means with intervals, and ours against the best peer."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,11 @@ Result = dict[str, Any]
 def is_ours(contestant: str) -> bool:
     """Ours is named by its command line: ``ours``, and what it was told."""
     return contestant.split()[0] == OURS
+
+
+def computed_bf16(result: Result) -> bool:
+    """Whether the processor did. Results that do not say it are from the time before there were others."""
+    return bool(result.get("bf16", True))
 
 
 class Mean(NamedTuple):
@@ -98,6 +104,8 @@ class Standing:
             self._results.setdefault((result["case"], result["contestant"]), {})[result["seed"]] = result
         self.cases = [name for name in cases if any(case == name for case, _ in self._results)]
         self.contestants = sorted({contestant for _, contestant in self._results})
+        # Seconds of processors that compute bf16 and of others, which take several times as long, have no common mean.
+        self._bf16 = Counter(map(computed_bf16, results)).most_common(1)[0][0]
 
     def there(self, cases: Sequence[str]) -> list[str]:
         """Who has results of all these cases, best first."""
@@ -113,12 +121,17 @@ class Standing:
         return [[result[value] for result in self._results[case, contestant].values()] for case in cases]
 
     def seconds(self, cases: Sequence[str], contestant: str) -> float:
-        """The mean of what was counted undisturbed; not a number where a case has no such result."""
+        """The mean of what was counted undisturbed, on processors as most results are from; not a number where a case
+        has no such result.
+        """
         counted = [
-            [result["seconds"] for result in self._results[case, contestant].values() if result["others"] <= DISTURBED]
+            [result["seconds"] for result in self._results[case, contestant].values() if self._counts(result)]
             for case in cases
         ]
         return float(np.mean([np.mean(seconds) if seconds else np.nan for seconds in counted]))
+
+    def _counts(self, result: Result) -> bool:
+        return result["others"] <= DISTURBED and computed_bf16(result) == self._bf16
 
     def calibration_error(self, cases: Sequence[str], contestant: str) -> float:
         """ECE of the answers under all seeds taken together, the mean over cases."""

@@ -30,8 +30,8 @@ _ASKED = 256
 ASKED_OF_EPOCHS = 2_000
 #: Images of each kind, trained on and held out, that say what is familiar; of fewer references all look stranger.
 ASKED_OF_FAMILIARITY = 500
-# With fewer held-out images nothing can be strange.
-_LEAST_HELD_OUT = 20
+#: With fewer held-out images nothing could be found strange.
+LEAST_HELD_OUT = 20
 _NETWORK = "network."  # before the names of its tensors in a checkpoint
 
 
@@ -118,7 +118,7 @@ def measure_familiarity(
     Returns:
         None where too few images are held out.
     """
-    if len(data.table.rows("val")) < _LEAST_HELD_OUT:
+    if len(data.table.rows("val")) < LEAST_HELD_OUT:
         return None
     task.to(trainer.strategy.root_device)
     with tempfile.TemporaryDirectory() as scratch:

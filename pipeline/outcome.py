@@ -54,7 +54,7 @@ class Evaluated:
         for name, estimate in self.metrics.items():
             say(f"  {_NAMES[name]:<9} {estimate.value:.4f}   95 % interval {estimate.low:.4f} to {estimate.high:.4f}")
         familiarity = self.predictions.familiarity
-        if familiarity is not None:
+        if familiarity is not None and self.split == "test":  # validation images are what it is measured by
             strange = int((familiarity < STRANGE).sum())
             say(
                 f"  strange   {strange / len(familiarity):.4f}   {strange:,} look less like the training images than "

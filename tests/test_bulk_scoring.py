@@ -123,13 +123,13 @@ def test_images_that_cannot_be_read_are_rows_with_their_reason(
 
 def test_of_several_classes_an_image_the_labels_are_a_list(tmp_path: Path) -> None:
     probabilities = np.array([[0.9, 0.7], [0.1, 0.2], [0.5, 0.5]])
-    predictions = Predictions(np.full((3, 2), -1), probabilities, multi_label=True)
+    predictions = Predictions(np.full((3, 2), -1), probabilities, True, familiarity=np.array([0.5, 0.25, 1.0]))
     part = Part(0, tmp_path, ["both.png", "none.png", "broken.png"])
     PartFolder(tmp_path / "scores", {}).write(part, predictions, {2: "it is empty"}, ["a", "b"])
     assert scored(tmp_path / "scores") == [
-        {"path": "both.png", "labels": ["a", "b"], "probabilities": [0.9, 0.7], "error": None},
-        {"path": "none.png", "labels": [], "probabilities": [0.1, 0.2], "error": None},
-        {"path": "broken.png", "labels": None, "probabilities": None, "error": "it is empty"},
+        {"path": "both.png", "labels": ["a", "b"], "probabilities": [0.9, 0.7], "familiarity": 0.5, "error": None},
+        {"path": "none.png", "labels": [], "probabilities": [0.1, 0.2], "familiarity": 0.25, "error": None},
+        {"path": "broken.png", "labels": None, "probabilities": None, "familiarity": None, "error": "it is empty"},
     ]
 
 

@@ -153,7 +153,7 @@ def test_the_monitor_is_macro_f1_unless_another_is_set() -> None:
 
 
 def test_predictions_are_joined_by_bars(run: Run) -> None:
-    assert list(run.rows[0]) == ["path", "target", "label", "score", "p_blue", "p_green", "p_red"]
+    assert list(run.rows[0]) == ["path", "target", "label", "score", "familiarity", "p_blue", "p_green", "p_red"]
     assert [row["target"] for row in run.rows] == run.labels
     assert "" in run.labels
     values = probabilities(run.rows)
@@ -181,7 +181,7 @@ def test_images_without_labels_get_them(run: Run, tmp_path: Path) -> None:
     arguments = [f"--ckpt_path={run.folder}", f"--data.predict_path={tmp_path / 'new'}", "--data.num_workers=0"]
     assert main(["predict", *arguments, f"--output={output}"]) == 0
     found = read(output)
-    assert list(found[0]) == ["path", "label", "score", "p_blue", "p_green", "p_red"]
+    assert list(found[0]) == ["path", "label", "score", "familiarity", "p_blue", "p_green", "p_red"]
     assert [row["label"] for row in found] == [row["label"] for row in run.rows]
     np.testing.assert_allclose(probabilities(found), probabilities(run.rows), atol=1e-6)
 
@@ -194,7 +194,7 @@ def test_the_registered_model_gives_the_same_answers(run: Run) -> None:
         mlflow.set_tracking_uri(None)
     answer = model.predict(pd.DataFrame({"image": [(run.images / row["path"]).read_bytes() for row in run.rows]}))
     required = [column.name for column in model.metadata.get_output_schema() if column.required]
-    assert list(answer.columns) == ["labels", "probabilities"] == required
+    assert list(answer.columns) == ["labels", "probabilities", "familiarity"] == required
     assert ["|".join(labels) for labels in answer["labels"]] == [row["label"] for row in run.rows]
     assert any(labels == [] for labels in answer["labels"])
     np.testing.assert_allclose(np.stack(answer["probabilities"]), probabilities(run.rows), atol=1e-4)

@@ -85,7 +85,7 @@ def test_images_in_a_table_are_answered_as_tested(run: Run, cluster: None, tmp_p
     source = table(tmp_path / "source", id=ids, where=[f"place {i}" for i in ids], image=images)
     score(ADDRESS, source, tmp_path / "target", batch_size=8, tracking_uri=run.uri)
     found = answers(tmp_path / "target")
-    assert list(found[0]) == ["id", "where", "label", "label_id", "score", "probabilities", "error"]
+    assert list(found[0]) == ["id", "where", "label", "label_id", "score", "probabilities", "familiarity", "error"]
     assert [(row["id"], row["where"]) for row in found] == [(i, f"place {i}") for i in ids]
     assert_unanswered(found.pop(3), "expected the bytes of an encoded image, found 8 bytes that cannot be read as one")
     assert_unanswered(found.pop(3), "image: expected one, found null")

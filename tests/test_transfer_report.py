@@ -107,3 +107,12 @@ def test_disturbed_seconds_do_not_count() -> None:
     shown = report(both({"ours": [0.8, 0.8], "peer": [0.7, 0.7]}, others=0.3), CASES)
     assert "disturbed" in shown
     assert "nan" not in shown
+
+
+def test_seconds_of_another_kind_of_processor_do_not_count() -> None:
+    mixed = both({"ours": [0.8, 0.8, 0.8], "peer": [0.7, 0.7, 0.7]}, bf16=True)
+    for entry in mixed:
+        if entry["seed"] == 1:
+            entry |= {"seconds": 99.0, "bf16": False}
+    assert "99" not in report(mixed, CASES)
+    assert "| 80.0 ± 0.0 |" in report(mixed, CASES)

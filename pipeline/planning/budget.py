@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import UserError
-from pipeline.finishing import ASKED_OF_EPOCHS
+from pipeline.finishing import ASKED_OF_EPOCHS, ASKED_OF_FAMILIARITY, LEAST_HELD_OUT
 from pipeline.planning.duration import in_words
 from pipeline.planning.facts import Facts
 from pipeline.planning.timing import Pace
@@ -74,6 +74,8 @@ class Budget:
         answered = large.with_reading(large.answering * (self.views if epochs else 1))
         tried = (facts.images + evaluated) * large.reading / 2 / large.readers  # whether they can be read
         seconds = self.elapsed() + _OPENING + tried + evaluated * answered / facts.devices + _CLOSING
+        if facts.validated >= LEAST_HELD_OUT:
+            seconds += sum(min(ASKED_OF_FAMILIARITY, count) for count in (facts.images, facts.validated)) * embedded
         if solved or not epochs:
             seconds += facts.images * embedded + _SOLVING
         if not epochs:
