@@ -7,7 +7,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from datamodules.decode import decode
-from pipeline.models.backbones import create_backbone
+from pipeline.evaluation.familiarity import Familiarity
+from pipeline.models.backbones import create_backbone, describe
 from pipeline.models.files import read_facts
 from pipeline.models.weights import Lineage, load_pretrained
 from pipeline.registry.bundle import WEIGHTS, write_bundle
@@ -35,6 +36,9 @@ def test_the_bundle_computes_what_the_task_does(tmp_path, backbone):
     task.lineage = Lineage("models:/cells/3", "timm/origin", "mit")
     head = task.network.get_submodule(task.head)
     torch.nn.init.normal_(head.weight, std=0.2)  # a fresh head gives nearly the same probabilities to everything
+    with torch.no_grad():
+        kinds = [torch.rand(count, 3, record["size"], record["size"]) for count in (4, 25)]
+        task.familiarity = Familiarity.measured(*(describe(task.network.eval(), images)[1] for images in kinds))
     write_bundle(tmp_path, task, {"note": "kept"})
     bundle = Bundle(tmp_path)
     side = record["size"]
@@ -44,9 +48,13 @@ def test_the_bundle_computes_what_the_task_does(tmp_path, backbone):
     fitted = np.stack([preprocessing(size=side).fit_to_size(decode(file)).transpose(2, 0, 1) for file in files])
     with torch.no_grad():
         expected = torch.softmax(task.eval()(torch.from_numpy(fitted)), dim=1).numpy()
+        familiarity = task.answer(torch.from_numpy(fitted)).familiarity
     assert np.ptp(expected, axis=0).max() > 1e-3
-    np.testing.assert_allclose(bundle.predict(files), expected, atol=1e-4)
-    np.testing.assert_allclose(bundle.predict(files[:1]), expected[:1], atol=1e-4)
+    for count in (3, 1):
+        found = bundle.predict(files[:count])
+        np.testing.assert_allclose(found.probabilities, expected[:count], atol=1e-4)
+        # Rounding may carry a distance past one of those that were held out.
+        np.testing.assert_allclose(found.familiarity, familiarity[:count], atol=task.familiarity.step + 1e-6)
 
 
 def test_the_weights_in_the_bundle_can_be_trained_further(tmp_path):
