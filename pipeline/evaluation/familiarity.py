@@ -23,7 +23,7 @@ class Familiarity(nn.Module):
     in standard deviations of held-out images and added up. What is said of an image is the share of held-out images
     that are as far away or farther, itself counted as one of them: a conformal p-value (Bates et al. 2023,
     https://arxiv.org/abs/2104.08279). Of images that come as the held-out ones did, a share ``x`` at most gets ``x`` or
-    less, whatever the network.
+    less, whatever the network (but for how much epoch and scales, which the same images have chosen, suit them).
 
     Args:
         references: directions of training images at each stage, ``(R, F)`` of unit length, F differing by stage.

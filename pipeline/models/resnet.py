@@ -366,11 +366,11 @@ class ResNet(nn.Module):
     def forward_intermediates(self, images: Tensor, indices: int) -> tuple[Tensor, list[Tensor]]:
         """What :meth:`forward_features` gives, and the maps of the last ``indices`` stages (the name is timm's)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        maps = []
+        maps: list[Tensor] = []
         for name in self.stage_names:
             x = self.get_submodule(name)(x)
-            maps.append(x)
-        return x, maps[-indices:]
+            maps = [*maps, x][-indices:]  # earlier ones are not held in memory
+        return x, maps
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
         """A map ``(N, num_features, h, w)`` to logits, or with ``pre_logits`` to its mean ``(N, num_features)``."""
