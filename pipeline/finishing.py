@@ -18,7 +18,7 @@ from pipeline.evaluation.familiarity import Familiarity
 from pipeline.evaluation.predictions import Predictions, to_probabilities
 from pipeline.finetuning.features import evaluating, task_features
 from pipeline.finetuning.interpolation import USUAL_SHARE, StartingPoint, between, choose_share
-from pipeline.models.backbones import describe
+from pipeline.models.backbones import LAST_STAGES, describe
 from pipeline.precision import computing
 from pipeline.runs import BEST, LAST
 from pipeline.task import ClassificationTask
@@ -141,7 +141,8 @@ def _stages(
         partial(data.progress, "features"),
         str(trainer.precision),
         trainer.precision_plugin.forward_context,
-        part=("stages", _joined),
+        # A head that sees all of them classifies just this, and a solved one has left it in the cache.
+        part=None if task.hparams["head_stages"] == LAST_STAGES else ("stages", _joined),
     )
     record = data.preprocessing
     empty = torch.zeros(1, record.channels, record.size, record.size, device=task.device)

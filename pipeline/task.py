@@ -74,6 +74,8 @@ class ClassificationTask(LightningModule):
         warmup_fraction: share of the optimizer steps in which the rates rise from zero, in [0, 1).
         label_smoothing: share of the target spread over all classes, in [0, 1).
         dropout: share of the features zeroed before the classifier while training, in [0, 1).
+        head_stages: how many of the backbone's last stages the classifier sees, 1 to 3 (of timm's networks 1);
+            ``auto``: 1.
         batch_norm: by which statistics images are normalised in training: ``batch``: those of their batch, and stored
             ones follow them; ``stored``: the stored ones, which stay as they were; ``auto``: ``batch``.
         mixing: of the images of a training batch: ``mixup``, ``cutmix``, or ``either`` of them for each batch.
@@ -115,6 +117,7 @@ class ClassificationTask(LightningModule):
         warmup_fraction: float = 0.1,
         label_smoothing: float = 0.0,
         dropout: float = 0.0,
+        head_stages: int | Literal["auto"] = "auto",
         batch_norm: Literal["auto", "batch", "stored"] = "auto",
         mixing: Kind = "none",
         mixing_alpha: float | Literal["auto"] = "auto",
@@ -131,7 +134,8 @@ class ClassificationTask(LightningModule):
         for name, share in shares.items():
             if not 0 <= share < 1:
                 raise UserError(f"model.{name}: expected a share in [0, 1), found {share}.")
-        network = create_backbone(backbone, len(classes), in_channels=len(preprocessing["mean"]), dropout=dropout)
+        head_stages = 1 if head_stages == "auto" else head_stages
+        network = create_backbone(backbone, len(classes), len(preprocessing["mean"]), dropout, head_stages)
         #: What was loaded; None where training starts from scratch.
         self.load_report: LoadReport | None = None
         #: Where the weights come from; kept in checkpoints.
@@ -159,6 +163,7 @@ class ClassificationTask(LightningModule):
         # The weights' address starts a run and is no property of the trained model: a checkpoint must load where
         # that address cannot be reached. Rates are kept as resolved. The command line logs its whole configuration.
         self.save_hyperparameters(ignore=["weights", "weights_fallback", "class_shares"], logger=False)
+        self.hparams["head_stages"] = head_stages
         self.hparams["learning_rate"] = learning_rate
         self.hparams["head_learning_rate"] = head_learning_rate
         self.hparams["test_time_augmentation"] = "none" if test_time_augmentation == "auto" else test_time_augmentation

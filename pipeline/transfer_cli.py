@@ -136,11 +136,14 @@ class TransferCLI(LightningCLI):
             self.checkpoint = existing_checkpoint(self.ckpt_path, in_folder=LAST)
         content = read_checkpoint(self.checkpoint)
         hparams = content["hyper_parameters"]
-        if model.backbone != hparams["backbone"]:
-            raise UserError(
-                f"--ckpt_path: expected a checkpoint of model.backbone '{model.backbone}', found one of "
-                f"'{hparams['backbone']}' in '{self.checkpoint}'; set model.backbone to it."
-            )
+        # Earlier releases had heads of one kind, of which their checkpoints say nothing.
+        network = {"backbone": hparams["backbone"], "head_stages": hparams.get("head_stages", 1)}
+        for name, found in network.items():
+            if model[name] not in ("auto", found):
+                raise UserError(
+                    f"--ckpt_path: expected a checkpoint of model.{name} '{model[name]}', found one of '{found}' in "
+                    f"'{self.checkpoint}'; set model.{name} to it."
+                )
         # Weights start a run; this one goes on from a checkpoint, which also says how its images were prepared.
         model.weights = None
         data.preprocessing = hparams["preprocessing"]
@@ -151,8 +154,8 @@ class TransferCLI(LightningCLI):
     def _keep_as_trained(self, hparams: dict[str, Any], freezes: bool) -> None:
         """What a checkpoint knows of the choices made for it, where nobody sets something else."""
         data, model = self.settings.data.init_args, self.settings.model
-        for name in ("learning_rate", "head_learning_rate"):
-            if model[name] == "auto":
+        for name in ("learning_rate", "head_learning_rate", "head_stages"):
+            if model[name] == "auto" and name in hparams:  # of earlier releases' checkpoints not all are
                 model[name] = hparams[name]
         for name, recorded in (("image_size", "size"), ("crop_fraction", "crop")):
             if data[name] == "auto":

@@ -13,6 +13,7 @@ from pipeline.models.backbones import (
     create_backbone,
     default_preprocessing,
     depth_groups,
+    describe,
     features,
     first_convolution,
     head_name,
@@ -140,6 +141,27 @@ def test_the_head_makes_the_logits_of_the_features(name):
     logits = network(images)
     assert (logits[0] - logits[1]).abs().max() > 1e-3
     torch.testing.assert_close(head(found), logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stages", [2, 3])
+@pytest.mark.parametrize("name", [*OWN, "resnet50_keras"])
+def test_a_head_of_several_stages_makes_the_logits_of_their_features(name, stages):
+    torch.manual_seed(0)
+    network = create_backbone(name, 4, head_stages=stages).eval()
+    images = images_for(name)
+    logits, described = describe(network, images)
+    found = features(network, images)
+    assert torch.equal(found, torch.cat(described[-stages:], dim=1))
+    assert torch.equal(logits, network(images))
+    torch.testing.assert_close(network.get_submodule(head_name(network))(found), logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "expected"), [("resnet18", 4, "1 to 3"), ("timm/resnet18", 2, "expected 1")]
+)
+def test_a_head_sees_no_more_stages_than_it_can(name, stages, expected):
+    with pytest.raises(UserError, match=expected):
+        create_backbone(name, 4, head_stages=stages)
 
 
 @pytest.mark.parametrize("name", [*OWN, "resnet50_keras", "timm/test_resnet", "timm/test_byobnet"])

@@ -203,6 +203,7 @@ def test_a_probe_of_the_same_images_takes_its_description_from_the_cache(
     monkeypatch.chdir(tmp_path)
     found = [*fast(tmp_path / "images"), *pretrained(tmp_path, per_class=30), HELD_OUT]
     command = ["fit", *found, "--finetuning=LinearProbe", f"--finetuning.features={tmp_path}/features"]
+    command.append("--model.head_stages=1")
     seen: list[int] = []
     real = finishing.describe
     monkeypatch.setattr(
@@ -213,6 +214,25 @@ def test_a_probe_of_the_same_images_takes_its_description_from_the_cache(
     seen.clear()
     assert main(command) == 0
     assert seen == [1, 1]
+
+
+def test_what_the_head_was_solved_on_describes_the_training_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = [*fast(tmp_path / "images"), *pretrained(tmp_path, per_class=30), HELD_OUT]
+    command = ["fit", *found, "--finetuning=LinearProbe", f"--finetuning.features={tmp_path}/features"]
+    batches: list[int] = []
+    real = backbones.features
+    monkeypatch.setattr(
+        backbones, "features", lambda network, images: (batches.append(len(images)), real(network, images))[1]
+    )
+    assert main(command) == 0
+    (folder,) = Path("runs").iterdir()
+    of_split = [row.split(",")[2] for row in (folder / "split.csv").read_text().splitlines()]
+    assert len(batches) == sum(-(-of_split.count(split) // 32) for split in ("train", "val"))
+    with (folder / "predictions.csv").open(newline="") as lines:
+        assert all(0 < float(row["familiarity"]) <= 1 for row in csv.DictReader(lines))
 
 
 # What is refused

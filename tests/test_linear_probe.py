@@ -88,6 +88,18 @@ def test_it_answers_as_the_same_regression_in_scikit_learn(
     assert sorted(COLOURS) == json.loads((run_folders()[0] / "summary.json").read_text())["classes"]
 
 
+def test_the_head_sees_three_stages_unless_another_number_is_set(arguments: list[str]) -> None:
+    arguments = [*arguments, "--trainer.logger=false"]
+    assert main(arguments) == 0
+    # With the features of the first run at hand, of which it must take none.
+    assert main([*arguments, "--model.head_stages=1"]) == 0
+    heads = [network_of(folder)["network.linear.weight"] for folder in run_folders()]
+    assert [head.shape[1] for head in heads] == [16 + 32 + 64, 64]
+    for folder in run_folders():
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["metrics"]["test/accuracy"]["value"] == 1.0
+
+
 def test_an_interruption_while_features_are_computed_stops_at_once_and_what_is_done_is_kept(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,6 +57,7 @@ def test_a_head_is_solved_unless_enough_images_pass(
     assert main(["plan", *arguments, f"--trainer.max_epochs={epochs}", *budget]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
     assert lines["finetuning"].split()[1] == strategy
+    assert lines["model.head_stages"].split()[1] == {"ProbeThenFineTune": "3", "FullFineTuning": "1"}[strategy]
 
 
 def test_crops_are_chosen_for_the_standard_augmentation_alone(
@@ -218,5 +219,28 @@ def test_a_checkpoint_without_its_plan_goes_on_as_it_was_trained(arguments: list
     alone = (first / "last.ckpt").rename("moved.ckpt")
     assert main(["fit", *arguments, f"--ckpt_path={alone}", "--trainer.max_epochs=2"]) == 0
     before, after = (read_checkpoint(path)["hyper_parameters"] for path in (alone, runs()[-1] / "last.ckpt"))
-    for name in ("preprocessing", "learning_rate", "head_learning_rate"):
+    for name in ("preprocessing", "learning_rate", "head_learning_rate", "head_stages"):
         assert before[name] == after[name]
+    assert before["head_stages"] == 3
+
+
+def test_a_checkpoint_goes_on_with_the_head_that_it_has(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *arguments, "--trainer.max_epochs=1", "--model.head_stages=2"]) == 0
+    command = ["fit", *arguments, "--trainer.max_epochs=2", f"--ckpt_path={runs()[0] / 'last.ckpt'}"]
+    assert main([*command, "--model.head_stages=3"]) == 2
+    assert "a checkpoint of model.head_stages '3', found one of '2'" in capsys.readouterr().err
+    assert main(command) == 0
+    assert read_checkpoint(runs()[-1] / "last.ckpt")["hyper_parameters"]["head_stages"] == 2
+
+
+def test_a_checkpoint_of_an_earlier_release_goes_on_and_is_tested(arguments: list[str]) -> None:
+    assert main(["fit", *arguments, "--trainer.max_epochs=1", "--finetuning=FullFineTuning"]) == 0
+    (first,) = runs()
+    content = read_checkpoint(first / "last.ckpt")
+    del content["hyper_parameters"]["head_stages"]  # what those did not know
+    torch.save(content, "earlier.ckpt")
+    assert main(["fit", *arguments, "--ckpt_path=earlier.ckpt", "--trainer.max_epochs=2"]) == 0
+    assert read_checkpoint(runs()[-1] / "last.ckpt")["hyper_parameters"]["head_stages"] == 1
+    assert main(["test", f"--config={first / 'config.yaml'}", "--ckpt_path=earlier.ckpt"]) == 0

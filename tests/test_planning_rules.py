@@ -29,6 +29,7 @@ FACTS = Facts(
     fixed_size=False,
     pretrained=True,
     linear_head=True,
+    head_stages=3,
     step_scale=0.02,
     device="cpu",
     devices=1,
@@ -45,6 +46,12 @@ def test_a_head_is_solved_first_where_that_can_be_done_and_pays() -> None:
     assert name_of(rules.strategy(few, 20)) == "FullFineTuning"  # a fresh head has time
     for other in ({"pretrained": False}, {"linear_head": False}, {"images": 1_000_000}):
         assert name_of(rules.strategy(replace(few, **other), 5)) == "FullFineTuning"
+
+
+def test_a_solved_head_sees_all_the_stages_that_it_can() -> None:
+    assert rules.head_stages(FACTS, solved=True).value == 3
+    assert rules.head_stages(replace(FACTS, head_stages=1), solved=True).value == 1
+    assert rules.head_stages(FACTS, solved=False).value == 1
 
 
 def test_the_first_stages_are_trained_by_many_images_and_from_scratch() -> None:

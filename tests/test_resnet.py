@@ -292,6 +292,30 @@ def test_features_are_a_thirty_second_of_the_size_and_give_the_logits(name, feat
         torch.testing.assert_close(network(images), F.linear(maps.mean((2, 3)), network.fc.weight, network.fc.bias))
 
 
+@pytest.mark.parametrize(
+    ("name", "stages", "widths"), [("resnet18", 3, (128, 256, 512)), ("resnet50", 2, (1024, 2048))]
+)
+def test_a_head_of_several_stages_classifies_their_means_side_by_side(name, stages, widths):
+    torch.manual_seed(0)
+    network = FAMILY[name](num_classes=3, head_stages=stages).eval()
+    assert [*network.state_dict()] == [*FAMILY[name](num_classes=3).state_dict()]  # published weights load as ever
+    seen = {}
+    for number in range(1, 5):
+        network.get_submodule(f"layer{number}").register_forward_hook(
+            lambda _, __, out, number=number: seen.update({number: out.mean((2, 3))})
+        )
+    logits = network(some_images(70))
+    expected = [seen[number] for number in range(5 - stages, 5)]
+    assert tuple(mean.shape[1] for mean in expected) == widths
+    torch.testing.assert_close(logits, F.linear(torch.cat(expected, dim=1), network.fc.weight, network.fc.bias))
+
+
+def test_a_head_cannot_see_more_stages_than_there_are():
+    for stages in (0, 3):
+        with pytest.raises(ValueError, match="1 to 2 stages"):
+            ResNet(BasicBlock, ((1, 8), (1, 16)), num_classes=2, head_stages=stages)
+
+
 def test_a_table_of_your_own_with_the_numbers_of_the_paper_is_the_network_of_the_paper():
     with torch.device("meta"):
         network = ResNet(Bottleneck, ((3, 64), (4, 128), (6, 256), (3, 512)), num_classes=1000)

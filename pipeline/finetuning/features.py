@@ -227,6 +227,8 @@ def task_features(
         record["turn"] = turn[0]
     if part is not None:
         record["part"] = part[0]
+    elif hparams["head_stages"] > 1:
+        record["head_stages"] = hparams["head_stages"]
     take = backbones.features if part is None else part[1]
 
     def embed(images: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ from pipeline.errors import UserError, near_matches
 from pipeline.models.family import CIFAR_FAMILY, FAMILY
 
 TIMM = "timm/"
+#: Stages that are described, and that a head can see: earlier ones know edges and colours alone.
+LAST_STAGES = 3
 
-_DESCRIBED = 3  # stages, the last ones: earlier ones know edges and colours alone
 _HEAD_STD = 0.01  # as for the linear layers of AlexNet and, in torchvision, of MobileNet and EfficientNet
 
 #: How images were prepared for the ImageNet weights of our own networks, where a file says nothing else:
@@ -34,7 +35,9 @@ IMAGENET_PREPROCESSING: dict[str, Any] = {
 CIFAR_PREPROCESSING: dict[str, Any] = {**IMAGENET_PREPROCESSING, "size": 32, "crop": 1.0}
 
 
-def create_backbone(name: str, num_classes: int, in_channels: int = 3, dropout: float = 0.0) -> nn.Module:
+def create_backbone(
+    name: str, num_classes: int, in_channels: int = 3, dropout: float = 0.0, head_stages: int = 1
+) -> nn.Module:
     """A freshly initialised network ending in a classifier with ``num_classes`` outputs.
 
     Args:
@@ -42,13 +45,17 @@ def create_backbone(name: str, num_classes: int, in_channels: int = 3, dropout: 
         num_classes: outputs of the head.
         in_channels: channels of the images.
         dropout: share of the features zeroed before the head while training, in [0, 1).
+        head_stages: how many of the last stages the head sees; of timm's networks always one.
 
     Returns:
         A module that maps float images ``(N, in_channels, H, W)`` to logits ``(N, num_classes)``.
 
     Raises:
-        UserError: the name is unknown; near matches are named.
+        UserError: the name is unknown (near matches are named), or its head cannot see so many stages.
     """
+    if not 1 <= head_stages <= (most := most_head_stages(name)):
+        expected = "1" if most == 1 else f"1 to {most}"
+        raise UserError(f"model.head_stages: expected {expected} for '{name}', found {head_stages}; leave it out.")
     if name.startswith(TIMM):
         import timm
 
@@ -56,7 +63,9 @@ def create_backbone(name: str, num_classes: int, in_channels: int = 3, dropout: 
             known_timm_model(name), pretrained=False, num_classes=num_classes, in_chans=in_channels, drop_rate=dropout
         )
     else:
-        network = FAMILY[_known_own(name)](num_classes=num_classes, in_channels=in_channels, dropout=dropout)
+        network = FAMILY[_known_own(name)](
+            num_classes=num_classes, in_channels=in_channels, dropout=dropout, head_stages=head_stages
+        )
     # Some of timm's heads start with a scale that is meant for 1,000 classes; with two, the first logits would be in
     # the tens, and pretrained features would be torn up before the head has learned anything.
     head = network.get_submodule(head_name(network))
@@ -64,6 +73,11 @@ def create_backbone(name: str, num_classes: int, in_channels: int = 3, dropout: 
         nn.init.normal_(head.weight, std=_HEAD_STD)
         nn.init.zeros_(head.bias)
     return network
+
+
+def most_head_stages(name: str) -> int:
+    """How many stages a head can see, of an own architecture or ``timm/<model>``."""
+    return 1 if name.startswith(TIMM) else LAST_STAGES
 
 
 def head_name(network: nn.Module) -> str:
@@ -98,7 +112,11 @@ def features(network: nn.Module, images: Tensor) -> Tensor:
     Returns:
         Float ``(N, F)``. In evaluation the head, where it is linear, makes the logits of it.
     """
-    return network.forward_head(network.forward_features(images), pre_logits=True)  # type: ignore[operator]
+    if _head_stages(network) == 1:
+        seen = network.forward_features(images)  # type: ignore[operator]
+    else:
+        seen = network.forward_intermediates(images, indices=_head_stages(network))[1]  # type: ignore[operator]
+    return network.forward_head(seen, pre_logits=True)  # type: ignore[operator]
 
 
 def describe(network: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -122,8 +140,13 @@ def describe(network: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
     if not hasattr(network, "forward_intermediates"):
         last = network.forward_features(images)  # type: ignore[operator]
         return network.forward_head(last), [network.forward_head(last, pre_logits=True)]  # type: ignore[operator]
-    last, maps = network.forward_intermediates(images, indices=_DESCRIBED)  # type: ignore[operator]
-    return network.forward_head(last), [stage.mean((2, 3)) for stage in maps]  # type: ignore[operator]
+    last, maps = network.forward_intermediates(images, indices=LAST_STAGES)  # type: ignore[operator]
+    seen = last if _head_stages(network) == 1 else maps
+    return network.forward_head(seen), [stage.mean((2, 3)) for stage in maps]  # type: ignore[operator]
+
+
+def _head_stages(network: nn.Module) -> int:
+    return int(getattr(network, "head_stages", 1))
 
 
 def spatial_map(network: nn.Module, maps: Tensor) -> Tensor:

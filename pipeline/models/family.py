@@ -47,7 +47,9 @@ def _cifar(layers: int, **block: object) -> Callable[..., ResNet]:
     return partial(ResNet, made, ((n, 16), (n, 32), (n, 64)), stem=cifar_stem, head_name="linear")
 
 
-def keras_resnet(layers: int, num_classes: int, in_channels: int = 3, dropout: float = 0.0) -> ResNet:
+def keras_resnet(
+    layers: int, num_classes: int, in_channels: int = 3, dropout: float = 0.0, head_stages: int = 1
+) -> ResNet:
     """A bottleneck network in the layout of ``keras.applications``.
 
     Strides as in the paper (v1), biases in the convolutions, and the constants of Keras' normalisation.
@@ -57,18 +59,19 @@ def keras_resnet(layers: int, num_classes: int, in_channels: int = 3, dropout: f
         num_classes: outputs of the classifier.
         in_channels: channels of the input images.
         dropout: as in :class:`~pipeline.models.resnet.ResNet`.
+        head_stages: as there.
     """
     biased = identity_or(partial(projection, bias=True))
     block = partial(Bottleneck, stride_first=True, bias=True, shortcut=biased)
     stem = partial(imagenet_stem, bias=True)
-    network = ResNet(block, _imagenet(layers), num_classes, in_channels, stem, dropout)
+    network = ResNet(block, _imagenet(layers), num_classes, in_channels, stem, dropout, head_stages=head_stages)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps, module.momentum = 1.001e-5, 0.01  # Keras counts the momentum from the other end: 0.99
     return network
 
 
-#: Name to constructor; each takes ``num_classes``, ``in_channels`` and ``dropout``.
+#: Name to constructor; each takes ``num_classes``, ``in_channels``, ``dropout`` and ``head_stages``.
 FAMILY: dict[str, Callable[..., ResNet]] = {
     **{f"resnet{n}": partial(ResNet, _block(n), _imagenet(n)) for n in _DEPTHS},
     # ResNeXt: table 1 of its paper for 50 layers; 101 layers as published by its authors and by torchvision.

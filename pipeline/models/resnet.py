@@ -301,10 +301,16 @@ class ResNet(nn.Module):
         stem: what takes the image.
         dropout: share of the features that are zeroed before the classifier while training, in [0, 1).
         head_name: name of the classifier; the published CIFAR weights call it ``linear``.
+        head_stages: how many of the stages, the last ones, the classifier sees, each by the mean of its map. The paper
+            has one. Evci et al. 2022 (https://arxiv.org/abs/2201.03529) found earlier stages to know what the last
+            has dropped because it did not matter in pretraining.
 
     Shapes:
         Images ``(N, in_channels, H, W)``, float, normalised as the weights ask for, H and W at least 32; logits
         ``(N, num_classes)``, float.
+
+    Raises:
+        ValueError: ``head_stages`` is not between 1 and the number of stages.
 
     Example:
         >>> model = ResNet(Bottleneck, ((1, 64), (1, 128), (2, 256), (1, 512)), num_classes=10)
@@ -321,24 +327,31 @@ class ResNet(nn.Module):
         stem: Callable[[int], Stem] = imagenet_stem,
         dropout: float = 0.0,
         head_name: str = "fc",
+        head_stages: int = 1,
     ) -> None:
         super().__init__()
+        if not 1 <= head_stages <= len(stages):
+            raise ValueError(f"expected a head that sees 1 to {len(stages)} stages, found {head_stages}")
         self.conv1, channels, pool = stem(in_channels)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = pool
         self.stage_names = [f"layer{number}" for number in range(1, len(stages) + 1)]
+        widths: list[int] = []
         for name, (depth, width) in zip(self.stage_names, stages, strict=True):
             layer = stage(block, channels, width, depth, stride=1 if name == "layer1" else 2)
             self.add_module(name, layer)
             channels = layer[-1].out_channels  # type: ignore[assignment]
+            widths.append(channels)
         self.dropout = nn.Dropout(dropout)
-        #: Channels of the last map, and so the number of features.
+        #: Channels of the last map.
         self.num_features = channels
         self.head_name = head_name
+        #: How many stages the classifier sees.
+        self.head_stages = head_stages
         #: Name of the convolution that takes the image.
         self.first_convolution = "conv1.0" if isinstance(self.conv1, nn.Sequential) else "conv1"
-        self.add_module(head_name, nn.Linear(channels, num_classes))
+        self.add_module(head_name, nn.Linear(sum(widths[-head_stages:]), num_classes))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -372,13 +385,23 @@ class ResNet(nn.Module):
             maps = [*maps, x][-indices:]  # earlier ones are not held in memory
         return x, maps
 
-    def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
-        """A map ``(N, num_features, h, w)`` to logits, or with ``pre_logits`` to its mean ``(N, num_features)``."""
-        features = self.dropout(maps.mean((2, 3)))
+    def forward_head(self, maps: Tensor | Sequence[Tensor], pre_logits: bool = False) -> Tensor:
+        """Maps to logits, or with ``pre_logits`` to what logits are made of, their means side by side.
+
+        Args:
+            maps: of the last ``head_stages`` stages or more, ``(N, C, h, w)`` each, from low to high; of the last
+                stage alone, its map will do.
+            pre_logits: features instead of logits.
+
+        Returns:
+            ``(N, num_classes)``, or features ``(N, F)``.
+        """
+        seen = [maps] if isinstance(maps, Tensor) else maps[-self.head_stages :]
+        features = self.dropout(torch.cat([stage_map.mean((2, 3)) for stage_map in seen], dim=1))
         return features if pre_logits else self.get_submodule(self.head_name)(features)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(images))
+        return self.forward_head(self.forward_intermediates(images, self.head_stages)[1])
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Patterns of names by depth, as timm's networks give them: stem, then blocks (``coarse``: stages)."""

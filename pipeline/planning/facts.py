@@ -10,7 +10,7 @@ from torch import nn
 
 from datamodules import ImageDataModule
 from pipeline.finetuning.optimization import weight_scale
-from pipeline.models.backbones import TIMM
+from pipeline.models.backbones import TIMM, most_head_stages
 from pipeline.task import ClassificationTask
 
 _LOOKED_AT = 32  # images whose size is read
@@ -34,6 +34,7 @@ class Facts:
         fixed_size: whether the network takes no other.
         pretrained: whether there are weights to build on.
         linear_head: whether the classifier is one linear layer.
+        head_stages: how many of the last stages a classifier can see.
         step_scale: root mean square of the backbone's weights, the median over its layers.
         device: ``cpu``, ``cuda`` or another kind.
         devices: that train together.
@@ -52,6 +53,7 @@ class Facts:
     fixed_size: bool
     pretrained: bool
     linear_head: bool
+    head_stages: int
     step_scale: float
     device: str
     devices: int
@@ -84,6 +86,7 @@ def gather_facts(data: ImageDataModule, task: ClassificationTask, weights_size: 
         fixed_size=_takes_one_size(task),
         pretrained=task.load_report is not None,
         linear_head=isinstance(network.get_submodule(task.head), nn.Linear),
+        head_stages=most_head_stages(task.hparams["backbone"]),
         step_scale=weight_scale(network, task.head),
         device=device,
         devices=_devices(trainer.devices, device) * int(trainer.num_nodes),

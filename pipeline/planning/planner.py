@@ -33,6 +33,7 @@ EPOCHS = "trainer.max_epochs"
 _TURNED = 400  # images that are tried in other orientations
 _TURNED_SIZE = 128  # and their side: how a thing is turned shows in fewer pixels than what it is
 _EXPECTED_VIEWS = 2  # of an image in evaluation
+_SOLVING = ("LinearProbe", "ProbeThenFineTune")  # strategies that solve the head
 _SIZES = (96, 128, 160, 192, 224)  # tried where there is a budget
 
 
@@ -94,6 +95,7 @@ class Planner:
             expected = fitted.seconds
         self._settle("trainer.precision", Ruled(*precision))
         chosen = rules.name_of(self._settle("finetuning", strategy))
+        self._settle("model.head_stages", rules.head_stages(facts, chosen in _SOLVING))
         trained = self._settle(TRAIN_SIZE, size)
         self._settle(IMAGE_SIZE, rules.image_size(facts, trained))
         self._settle(CROP, rules.crop_fraction(facts))

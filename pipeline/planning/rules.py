@@ -74,6 +74,19 @@ def strategy(facts: Facts, epochs: int) -> Ruled:
     )
 
 
+def head_stages(facts: Facts, solved: bool) -> Ruled:
+    """How many of the backbone's last stages the classifier sees."""
+    if facts.head_stages == 1:
+        return Ruled(1, "the head of such a network sees its last stage alone")
+    if not solved:
+        return Ruled(1, "a fresh head waits for the last stage to learn what it needs")
+    return Ruled(
+        facts.head_stages,
+        "a solved head takes from earlier stages what the last has dropped because it did not matter in pretraining",
+        "Evci et al. 2022, arXiv:2201.03529",
+    )
+
+
 def train_size(facts: Facts) -> Ruled:
     """Side of the images that are trained on."""
     if facts.fixed_size:

@@ -81,6 +81,7 @@ def write_bundle(
         # The least difference between two values: rounding may move one by so much.
         "familiarity": None if task.familiarity is None else {"step": task.familiarity.step},
         "backbone": task.hparams["backbone"],
+        "head_stages": task.hparams["head_stages"],
         "test_time_augmentation": task.hparams["test_time_augmentation"],
         "weights": asdict(task.lineage),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _MADE_WITH}},
