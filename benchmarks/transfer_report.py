@@ -27,6 +27,21 @@ def computed_bf16(result: Result) -> bool:
     return bool(result.get("bf16", True))
 
 
+class Ratio(NamedTuple):
+    """Of seconds, in so many of all cases, on processors that compute bf16 or do not."""
+
+    value: float
+    timed: int
+    cases: int
+    bf16: bool
+
+    def shown(self) -> str:
+        if self.timed == 0:
+            return "no seconds to compare"
+        where = "" if self.timed == self.cases else f" in the {self.timed} of {self.cases} cases timed alike"
+        return f"{self.value:.2f} of its seconds{where}{'' if self.bf16 else ', without bf16'}"
+
+
 class Mean(NamedTuple):
     """A mean with half of its 95 % interval (not a number where there are fewer than two values)."""
 
@@ -120,18 +135,39 @@ class Standing:
         """A value of each case by seed."""
         return [[result[value] for result in self._results[case, contestant].values()] for case in cases]
 
-    def seconds(self, cases: Sequence[str], contestant: str) -> float:
-        """The mean of what was counted undisturbed, on processors as most results are from; not a number where a case
-        has no such result.
+    def seconds(self, cases: Sequence[str], contestant: str, bf16: bool | None = None) -> float:
+        """The mean of what was counted undisturbed; not a number where a case has no such result.
+
+        Args:
+            cases: their names.
+            contestant: whose.
+            bf16: on which processors; None: as most results are from.
         """
+        bf16 = self._bf16 if bf16 is None else bf16
         counted = [
-            [result["seconds"] for result in self._results[case, contestant].values() if self._counts(result)]
+            [
+                result["seconds"]
+                for result in self._results[case, contestant].values()
+                if result["others"] <= DISTURBED and computed_bf16(result) == bf16
+            ]
             for case in cases
         ]
         return float(np.mean([np.mean(seconds) if seconds else np.nan for seconds in counted]))
 
-    def _counts(self, result: Result) -> bool:
-        return result["others"] <= DISTURBED and computed_bf16(result) == self._bf16
+    def ratio(self, cases: Sequence[str], one: str, other: str) -> "Ratio":
+        """Seconds of one by those of the other, where both were timed on processors of a kind: as most results are
+        from, if they were in any of these cases.
+        """
+        for bf16 in (self._bf16, not self._bf16):
+            timed = [
+                case
+                for case in cases
+                if not any(np.isnan(self.seconds([case], contestant, bf16)) for contestant in (one, other))
+            ]
+            if timed:
+                value = self.seconds(timed, one, bf16) / self.seconds(timed, other, bf16)
+                return Ratio(value, len(timed), len(cases), bf16)
+        return Ratio(np.nan, 0, len(cases), self._bf16)
 
     def calibration_error(self, cases: Sequence[str], contestant: str) -> float:
         """ECE of the answers under all seeds taken together, the mean over cases."""
@@ -147,7 +183,7 @@ class Standing:
         pairs = [(self._results[case, one], self._results[case, other]) for case in cases]
         return [[a[seed][value] - b[seed][value] for seed in a.keys() & b.keys()] for a, b in pairs]
 
-    def comparisons(self, cases: Sequence[str]) -> Iterator[tuple[str, str, list[list[float]], float]]:
+    def comparisons(self, cases: Sequence[str]) -> Iterator[tuple[str, str, list[list[float]], "Ratio"]]:
         """Each of ours, the best peer, differences in accuracy by case and seed, and the ratio of seconds."""
         peer = self.best_peer(cases)
         for ours in filter(is_ours, self.there(cases)):
@@ -155,7 +191,7 @@ class Standing:
                 continue
             differences = self.differences(cases, ours, peer, "accuracy")
             if all(differences):
-                yield ours, peer, differences, self.seconds(cases, ours) / self.seconds(cases, peer)
+                yield ours, peer, differences, self.ratio(cases, ours, peer)
 
 
 def report(results: Sequence[Result], cases: Sequence[str]) -> str:
@@ -223,9 +259,9 @@ def overview(standing: Standing) -> str:
 
 
 def shown_seconds(standing: Standing, cases: Sequence[str], contestant: str, digits: int = 0) -> str:
-    """Mean seconds, or that none were counted undisturbed."""
+    """Mean seconds, or that none were counted."""
     seconds = standing.seconds(cases, contestant)
-    return "disturbed" if np.isnan(seconds) else f"{seconds:.{digits}f}"
+    return "none" if np.isnan(seconds) else f"{seconds:.{digits}f}"
 
 
 def against_best(standing: Standing, cases: Sequence[str], target: float | None = None) -> list[str]:
@@ -243,16 +279,15 @@ def against_best(standing: Standing, cases: Sequence[str], target: float | None 
     for ours, peer, differences, ratio in standing.comparisons(cases):
         mean, counted = mean_of(differences), min(map(len, differences))
         ahead = f"{mean.points('+')} points of accuracy, n = {counted}"
-        took = "seconds disturbed" if np.isnan(ratio) else f"{ratio:.2f} of its seconds"
         lines.append(f"{ours} against {peer}, paired by seed")
         if ours != OURS:
-            lines += [f"  {ahead}", f"  {took}"]
+            lines += [f"  {ahead}", f"  {ratio.shown()}"]
         elif target is not None:
-            lines += [f"  {verdict(100 * mean.value >= target)}  {ahead} (at least +{target})", f"  {took}"]
+            lines += [f"  {verdict(100 * mean.value >= target)}  {ahead} (at least +{target})", f"  {ratio.shown()}"]
         else:  # with one seed there is no interval, and nothing is shown
             is_met = counted > 1 and 100 * (mean.value + mean.half) >= -BEHIND
             lines.append(f"  {verdict(is_met)}  {ahead} (not all below -{BEHIND})")
-            lines.append(f"  {verdict(ratio <= SLOWER)}  {took} (at most {SLOWER})")
+            lines.append(f"  {verdict(ratio.value <= SLOWER)}  {ratio.shown()} (at most {SLOWER})")
     return lines
 
 

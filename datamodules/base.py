@@ -153,10 +153,13 @@ class ImageDataModule(LightningDataModule):
         if train_size != "auto" and train_size < 32:
             raise DataError(f"data.train_size: expected at least 32 pixels, found {train_size}.")
         size = None if train_size == "auto" else train_size
-        turned: Orientation = "mirrored" if orientation == "auto" else orientation
+        #: How pictures may be turned.
+        self.orientation: Orientation = "mirrored" if orientation == "auto" else orientation
         smallest = None if smallest_crop == "auto" else smallest_crop
         reduced = 0 if reduced_epochs == "auto" else reduced_epochs
-        self.augmentation = Augmentation(train_transforms, self.preprocessing, size, turned, smallest, reduced)
+        self.augmentation = Augmentation(
+            train_transforms, self.preprocessing, size, self.orientation, smallest, reduced
+        )
         #: Told what takes long: its name, how much is done, of how many.
         self.progress: Callable[[str, int, int], None] = lambda *_: None
         #: Images that are left out because they cannot be read, with the reason, by split and row.

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import albumentations as A
@@ -16,6 +17,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from datamodules.cropping import RandomResizedCrop
 from datamodules.errors import DataError
@@ -60,6 +62,32 @@ ORIENTATIONS: dict[Orientation, Callable[[], list[Transform]]] = {
     "flipped": lambda: [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)],
     "any": lambda: [A.D4(p=1.0)],
 }
+
+
+# Quarter turns, each of them with and without a mirror, that make an orientation's pictures.
+_QUARTERS: dict[Orientation, Sequence[int]] = {"upright": (), "mirrored": (0,), "flipped": (0, 2), "any": range(4)}
+
+
+def turns(orientation: Orientation) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What a picture may be turned into, but itself: by name, functions of square pictures ``(N, C, H, W)``.
+
+    Example:
+        >>> list(turns("mirrored"))
+        ['mirrored']
+        >>> turns("flipped")["mirrored, turned by 180"](torch.arange(4).view(1, 1, 2, 2)).tolist()  # upside down
+        [[[[2, 3], [0, 1]]]]
+    """
+    found: dict[str, Callable[[Tensor], Tensor]] = {}
+    for quarters in _QUARTERS[orientation]:
+        turn = f"turned by {90 * quarters}"
+        if quarters:
+            found[turn] = partial(torch.rot90, k=quarters, dims=(2, 3))
+        found[f"mirrored, {turn}" if quarters else "mirrored"] = partial(_mirrored, quarters=quarters)
+    return found
+
+
+def _mirrored(images: Tensor, quarters: int) -> Tensor:
+    return torch.rot90(images.flip(3), quarters, (2, 3))
 
 
 def _standard() -> list[Transform]:

@@ -1,5 +1,6 @@
 """A linear probe is solved, not trained: one pass over the images, a frozen backbone, one checkpoint."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,29 @@ def test_the_head_sees_three_stages_unless_another_number_is_set(arguments: list
     for folder in run_folders():
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["metrics"]["test/accuracy"]["value"] == 1.0
+
+
+def test_it_is_solved_on_turned_images_too_and_holds_an_image_out_in_all_its_views(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Any] = []
+
+    def noted(features: torch.Tensor, targets: torch.Tensor, *others: Any, **settings: Any) -> probe.Probe:
+        kept.append((features.numpy(), targets.numpy(), others[-1]))
+        return probe.fit_probe(features, targets, *others, **settings)
+
+    monkeypatch.setattr(solving, "fit_probe", noted)
+    arguments = [*arguments, "--trainer.logger=false", "--data.orientation=flipped"]
+    assert main(arguments) == 0
+    assert main([*arguments, "--finetuning.turned=true"]) == 0
+    (plain, classes, _), (features, targets, together) = kept
+    views = features.reshape(4, *plain.shape)
+    np.testing.assert_array_equal(views[0], plain)
+    assert all(np.abs(one - other).max() > 1e-4 for one, other in itertools.combinations(views, 2))
+    np.testing.assert_array_equal(targets.reshape(4, -1), np.tile(classes, (4, 1)))
+    by_view = np.array(together, dtype=object).reshape(4, -1)
+    assert (by_view == by_view[0]).all()
+    assert len(set(by_view[0])) == len(plain)
 
 
 def test_an_interruption_while_features_are_computed_stops_at_once_and_what_is_done_is_kept(

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from datamodules.decode import DecodedImage
 from datamodules.preprocessing import Preprocessing
-from datamodules.transforms import ORIENTATIONS, PRESETS, Augmentation
+from datamodules.transforms import ORIENTATIONS, PRESETS, Augmentation, turns
 from pipeline.models.backbones import create_backbone
 from pipeline.planning.orientation import TURNS, Recognised, try_turns
 from tests.support import fast
@@ -88,6 +88,21 @@ def pictures_of(orientation: str, preset: str, image: NDArray) -> set[bytes]:
 def test_presets_turn_pictures_as_far_as_is_allowed(preset: str, orientation: str, count: int) -> None:
     image = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
     assert len(pictures_of(orientation, preset, image)) == count
+
+
+@pytest.mark.parametrize(("orientation", "count"), [("upright", 0), ("mirrored", 1), ("flipped", 3), ("any", 7)])
+def test_turns_are_what_training_makes_of_a_picture(orientation: str, count: int) -> None:
+    picture = np.arange(16).reshape(4, 4)
+    made = [turn(torch.from_numpy(picture)[None, None])[0, 0].numpy() for turn in turns(orientation).values()]
+    allowed = {
+        "upright": [],
+        "mirrored": [np.fliplr(picture)],
+        "flipped": [np.fliplr(picture), np.flipud(picture), np.rot90(picture, 2)],
+        "any": [np.rot90(side, quarters) for side in (picture, picture.T) for quarters in range(4)],
+    }[orientation]
+    expected = {each.tobytes() for each in map(np.ascontiguousarray, allowed)} - {picture.tobytes()}
+    assert {np.ascontiguousarray(each).tobytes() for each in made} == expected
+    assert len(made) == count
 
 
 def test_a_plan_finds_out_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

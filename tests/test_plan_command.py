@@ -32,7 +32,7 @@ def settings_of(choices: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def test_it_shows_every_choice_and_trains_nothing(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", *arguments]) == 0
+    assert main(["plan", *arguments, "--trainer.max_epochs=5"]) == 0
     out = capsys.readouterr().out
     for words in ("finetuning", "ProbeThenFineTune", "arXiv:2202.10054", "trainer.max_epochs", "model.learning_rate"):
         assert words in out
@@ -60,13 +60,35 @@ def test_a_head_is_solved_unless_enough_images_pass(
     assert lines["model.head_stages"].split()[1] == {"ProbeThenFineTune": "3", "FullFineTuning": "1"}[strategy]
 
 
+@pytest.mark.parametrize("budget", [[], ["--budget=20m"]])
+@pytest.mark.parametrize("told", ["--trainer.max_epochs=5", "--model.learning_rate=1e-4"])
+def test_few_images_are_left_to_the_head_unless_training_is_asked_for(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], told: str, budget: list[str]
+) -> None:
+    def planned(*told: str) -> str:
+        assert main(["plan", *arguments, *told, *budget]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        return next(line for line in lines if line.startswith("  finetuning"))
+
+    alone, trained = planned(), planned(told)
+    assert "LinearProbe" in alone
+    assert "too few to teach the network more" in alone
+    assert main(["plan", *arguments, *budget, "--to=alone.yaml"]) == 0
+    planned_alone = yaml.safe_load(Path("alone.yaml").read_text())
+    assert planned_alone["finetuning"]["init_args"] == {"turned": True}
+    assert planned_alone["data"]["init_args"]["orientation"] in ("upright", "mirrored", "flipped", "any")
+    assert "LinearProbe" not in trained
+
+
 def test_crops_are_chosen_for_the_standard_augmentation_alone(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", *arguments, "--trainer.max_epochs=4"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
     assert lines["data.smallest_crop"].split()[1:4] == ["0.5", "4", "passes:"]
-    assert main(["plan", *arguments, "--data.train_transforms=strong"]) == 0  # another says itself how it crops
+    assert (
+        main(["plan", *arguments, "--trainer.max_epochs=4", "--data.train_transforms=strong"]) == 0
+    )  # another says itself how it crops
     assert "data.smallest_crop" not in capsys.readouterr().out
 
 
@@ -129,7 +151,7 @@ def test_from_scratch_there_is_less_to_choose(arguments: list[str], capsys: pyte
 
 
 def test_a_budget_is_kept_and_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", *arguments, "--budget=30m"]) == 0
+    assert main(["plan", *arguments, "--budget=30m", "--model.learning_rate=1e-4"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("expected to take ")
     long = int(next(line for line in out.splitlines() if "trainer.max_epochs" in line).split()[1])
@@ -147,7 +169,7 @@ def test_a_fresh_head_that_just_fits_is_not_passed_over_for_what_solving_one_tak
         return Fitted(train_size=96, epochs=0 if solved else 400, seconds=60.0)
 
     monkeypatch.setattr(Budget, "fit", fit)
-    assert main(["plan", *arguments, "--budget=1m"]) == 0
+    assert main(["plan", *arguments, "--budget=1m", "--model.learning_rate=1e-4"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
     assert lines["finetuning"].split()[1] == "FullFineTuning"
     assert lines["trainer.max_epochs"].split()[1] == "400"

@@ -42,10 +42,20 @@ def name_of(ruled: rules.Ruled) -> str:
 
 def test_a_head_is_solved_first_where_that_can_be_done_and_pays() -> None:
     few = replace(FACTS, images=150)
-    assert name_of(rules.strategy(few, 5)) == "ProbeThenFineTune"
-    assert name_of(rules.strategy(few, 20)) == "FullFineTuning"  # a fresh head has time
+    assert name_of(rules.strategy(few, 5, trains=True)) == "ProbeThenFineTune"
+    assert name_of(rules.strategy(few, 20, trains=True)) == "FullFineTuning"  # a fresh head has time
     for other in ({"pretrained": False}, {"linear_head": False}, {"images": 1_000_000}):
-        assert name_of(rules.strategy(replace(few, **other), 5)) == "FullFineTuning"
+        assert name_of(rules.strategy(replace(few, **other), 5, trains=True)) == "FullFineTuning"
+
+
+def test_few_images_are_left_to_a_head_that_sees_several_stages() -> None:
+    few = replace(FACTS, images=80)
+    assert name_of(rules.strategy(few, 24, trains=False)) == "LinearProbe"
+    assert name_of(rules.strategy(few, 24, trains=True)) == "ProbeThenFineTune"
+    assert name_of(rules.strategy(replace(few, head_stages=1), 24, trains=False)) == "ProbeThenFineTune"
+    assert name_of(rules.strategy(replace(few, images=120), 24, trains=False)) == "FullFineTuning"
+    for other in ({"pretrained": False}, {"linear_head": False}):
+        assert name_of(rules.strategy(replace(few, **other), 24, trains=False)) == "FullFineTuning"
 
 
 def test_a_solved_head_sees_all_the_stages_that_it_can() -> None:
@@ -56,7 +66,7 @@ def test_a_solved_head_sees_all_the_stages_that_it_can() -> None:
 
 def test_the_first_stages_are_trained_by_many_images_and_from_scratch() -> None:
     def frozen(**facts: object) -> bool:
-        chosen = rules.strategy(replace(FACTS, **facts), 5).value
+        chosen = rules.strategy(replace(FACTS, **facts), 5, trains=False).value
         return bool(chosen.get("init_args", {}).get("freeze_early", False))
 
     assert frozen(images=2_000)
@@ -65,22 +75,31 @@ def test_the_first_stages_are_trained_by_many_images_and_from_scratch() -> None:
 
 
 def test_pretrained_networks_see_images_as_large_as_their_weights_know_them() -> None:
-    assert rules.train_size(FACTS).value == 160
-    assert rules.train_size(replace(FACTS, device="cuda")).value == 224
-    assert rules.train_size(replace(FACTS, fixed_size=True)).value == 224
-    assert rules.train_size(replace(FACTS, weights_size=32)).value == 32  # networks for CIFAR
-    enlarged = {short_side: rules.train_size(replace(FACTS, short_side=short_side)) for short_side in (8, 90, 140)}
+    assert rules.train_size(FACTS, trains=True).value == 160
+    assert rules.train_size(replace(FACTS, device="cuda"), trains=True).value == 224
+    assert rules.train_size(replace(FACTS, fixed_size=True), trains=True).value == 224
+    assert rules.train_size(replace(FACTS, weights_size=32), trains=True).value == 32  # networks for CIFAR
+    enlarged = {
+        short_side: rules.train_size(replace(FACTS, short_side=short_side), trains=True) for short_side in (8, 90, 140)
+    }
     assert {short_side: size.value for short_side, size in enlarged.items()} == {8: 128, 90: 128, 140: 160}
     assert all(f"of {short_side} px are enlarged" in size.reason for short_side, size in enlarged.items())
-    assert rules.train_size(replace(FACTS, short_side=8, device="cuda")).value == 224
-    assert rules.train_size(replace(FACTS, short_side=8, weights_size=32)).value == 32
+    assert rules.train_size(replace(FACTS, short_side=8, device="cuda"), trains=True).value == 224
+    assert rules.train_size(replace(FACTS, short_side=8, weights_size=32), trains=True).value == 32
+
+
+def test_a_head_alone_is_shown_small_images_at_the_usual_size() -> None:
+    small = replace(FACTS, short_side=90)
+    assert rules.train_size(small, trains=False).value == 160
+    assert rules.train_size(replace(small, weights_size=32), trains=False).value == 32
+    assert rules.train_size(FACTS, trains=False).value == 160
 
 
 def test_from_scratch_images_are_not_enlarged_beyond_their_own_pixels() -> None:
     fresh = replace(FACTS, pretrained=False)
-    assert rules.train_size(fresh).value == 224
-    assert rules.train_size(replace(fresh, short_side=90)).value == 96
-    assert rules.train_size(replace(fresh, short_side=8)).value == 32
+    assert rules.train_size(fresh, trains=True).value == 224
+    assert rules.train_size(replace(fresh, short_side=90), trains=True).value == 96
+    assert rules.train_size(replace(fresh, short_side=8), trains=True).value == 32
 
 
 def test_evaluation_sees_more_pixels_than_training() -> None:
@@ -158,8 +177,10 @@ def test_every_rule_says_why() -> None:
     for facts in (FACTS, replace(FACTS, pretrained=False), replace(FACTS, images=30, short_side=40)):
         for ruled in (
             rules.val_fraction(facts),
-            rules.strategy(facts, 4),
-            rules.train_size(facts),
+            rules.strategy(facts, 4, trains=False),
+            rules.head_stages(facts, solved=True),
+            rules.head_stages(facts, solved=False),
+            rules.train_size(facts, trains=True),
             rules.image_size(facts, 160),
             rules.crop_fraction(facts),
             rules.batch_size(facts),

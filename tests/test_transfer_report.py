@@ -105,7 +105,7 @@ def test_disturbed_seconds_do_not_count() -> None:
             entry |= {"seconds": 99.0, "others": 0.3}
     assert "99" not in report(quiet, CASES)
     shown = report(both({"ours": [0.8, 0.8], "peer": [0.7, 0.7]}, others=0.3), CASES)
-    assert "disturbed" in shown
+    assert "no seconds to compare" in shown
     assert "nan" not in shown
 
 
@@ -116,3 +116,16 @@ def test_seconds_of_another_kind_of_processor_do_not_count() -> None:
             entry |= {"seconds": 99.0, "bf16": False}
     assert "99" not in report(mixed, CASES)
     assert "| 80.0 ± 0.0 |" in report(mixed, CASES)
+
+
+def test_where_no_processors_with_bf16_timed_both_those_without_are_compared() -> None:
+    mixed = both({"ours": [0.8, 0.8], "peer": [0.7, 0.7]}, bf16=True)
+    for entry in [*mixed]:
+        seconds = 30.0 if entry["contestant"] == "ours" else 100.0
+        if entry["case"] == CASES[0] and entry["contestant"] == "ours":
+            entry |= {"seconds": seconds, "bf16": False}
+        elif entry["case"] == CASES[0]:
+            mixed.append({**entry, "seed": 7, "seconds": seconds, "bf16": False})
+    shown = report(mixed, CASES)
+    assert "0.30 of its seconds, without bf16" in shown
+    assert f"of its seconds in the {len(CASES) - 1} of {len(CASES)} cases timed alike" in shown

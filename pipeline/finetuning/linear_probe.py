@@ -12,9 +12,17 @@ class LinearProbe(SolvedHead):
 
     The classifier is logistic regression, its penalty chosen by cross-validation (see
     :func:`~pipeline.finetuning.probe.fit_probe`).
+
+    Args:
+        features: folder where features are kept; none: below ``~/.cache``.
+        turned: solve it on what the images may be turned into (``data.orientation``), too.
     """
 
     takes_steps = False
+
+    def __init__(self, features: str | None = None, turned: bool = False) -> None:
+        super().__init__(features)
+        self.turns = turned
 
     def frozen(self, network: nn.Module) -> list[str]:
         return [name for group in depth_groups(network)[:-1] for name in group]

@@ -15,12 +15,19 @@ from torch import Tensor
 from torch.nn import functional
 
 #: Penalties that are tried, per image: the weight of half the squared norm of the classifier on standardised features.
-PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
+PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, 30.0, 100.0)
 _FOLDS = 5
+#: Few images are dealt into folds so often, each time anew, that this many are held out in all, or five times: once,
+#: the luck of the draw says as much about a penalty as the images do.
+_HELD_OUT, _MOST_DEALS = 1_000, 5
 #: Penalties are compared on this many images at most; with more of them the choice hardly matters.
 _COMPARED = 2_000
 # When a solution is good enough: to be compared with others, and to be the classifier.
-_ROUGH, _FINE = {"maxiter": 100, "ftol": 1e-4}, {"maxiter": 1000, "ftol": 1e-8}
+# (Stopped earlier, a weak penalty looks stronger than it is.)
+_ROUGH, _FINE = {"maxiter": 300, "ftol": 1e-6}, {"maxiter": 1000, "ftol": 1e-8}
+#: Standard errors of the difference in loss by which a stronger penalty may be behind the best. (Breiman et al. 1984
+#: allow one.)
+_ALLOWED = 0.5
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,8 @@ def fit_probe(
     Features are standardised; the bias is not penalised. Each problem is solved by L-BFGS (Liu and Nocedal 1989) in
     the directions of the features' spread, scaled by Boehning's bound on the curvature (1992,
     https://doi.org/10.1007/BF00048682). From the middle penalty the search goes on to where held-out images are
-    predicted better, each solution beginning with the one before.
+    predicted better, each solution beginning with the one before; a stronger penalty is taken where the images cannot
+    tell it from the best. Few images are dealt into folds several times.
 
     Args:
         features: ``(N, F)``.
@@ -104,13 +112,22 @@ def _fit(
     problem = _Problem((features - mean) / deviation, truth, multi_label=targets.ndim == 2)
     losses: dict[float, float] = {}
     penalty = sorted(penalties)[len(penalties) // 2]
-    folds = deal_folds(truth, together, seed) if len(penalties) > 1 else None
-    if folds is not None:
-        losses = _held_out_losses(problem, share, folds, penalties)
-        penalty = min(losses, key=lambda tried: losses[tried])
+    deals = _deal_repeatedly(truth, together, seed) if len(penalties) > 1 else []
+    if deals:
+        held_out = _HeldOut(problem, share, deals, range(len(truth)) if together is None else together)
+        penalty = held_out.choose(sorted(penalties))
+        losses = held_out.losses
     solved = problem.solve(share, penalty, _FINE)
     weight = (solved[:-1] / deviation[:, None]).T.contiguous()
     return Probe(weight, solved[-1] - weight @ mean, penalty, losses)
+
+
+def _deal_repeatedly(truth: Tensor, together: Sequence[Hashable] | None, seed: int) -> list[Tensor]:
+    """Folds, dealt several times where there are few units to hold out; none where there is too little for any."""
+    units = len(truth) if together is None else len(set(together))
+    number = max(1, min(_MOST_DEALS, -(-_HELD_OUT // units)))
+    deals = [deal_folds(truth, together, draw) for draw in range(seed * number, (seed + 1) * number)]
+    return [folds for folds in deals if folds is not None]
 
 
 def deal_folds(truth: Tensor, together: Sequence[Hashable] | None, seed: int) -> Tensor | None:
@@ -140,30 +157,65 @@ def deal_folds(truth: Tensor, together: Sequence[Hashable] | None, seed: int) ->
     return fold
 
 
-def _held_out_losses(
-    problem: "_Problem", share: Tensor, folds: Tensor, penalties: Sequence[float]
-) -> dict[float, float]:
-    """Mean loss of held-out images by penalty: of the best one, its neighbours, and what was tried on the way there."""
-    ordered = sorted(penalties)
-    numbers = folds[folds >= 0].unique().tolist()
-    solved: dict[int, Tensor] = {}  # of each fold, under the penalty before, where the next one begins
-    losses: dict[float, float] = {}
-    place, found = -1, len(ordered) // 2
-    while place != found:
-        place = found
-        for near in range(max(0, place - 1), min(len(ordered), place + 2)):
-            if (penalty := ordered[near]) in losses:
-                continue
-            total = 0.0
-            for fold in numbers:
-                used = share * ((folds >= 0) & (folds != fold))
-                solved[fold] = problem.solve(used, penalty, _ROUGH, solved.get(fold))
-                total += float(problem.losses(solved[fold]) @ (share * (folds == fold)))
-            losses[penalty] = total / float(share[folds >= 0].sum())
-        found = min(
-            (value for value in range(len(ordered)) if ordered[value] in losses), key=lambda n: losses[ordered[n]]
-        )
-    return dict(sorted(losses.items()))
+class _HeldOut:
+    """Losses of held-out images under one penalty or another.
+
+    Args:
+        problem: to solve.
+        share: of each image in the loss, ``(N,)``.
+        deals: folds of each image, ``(N,)`` each.
+        together: what images share that are held out together, ``N``.
+    """
+
+    def __init__(
+        self, problem: "_Problem", share: Tensor, deals: Sequence[Tensor], together: Sequence[Hashable]
+    ) -> None:
+        self._problem, self._share, self._deals = problem, share, deals
+        number = {unit: place for place, unit in enumerate(dict.fromkeys(together))}
+        self._unit = torch.tensor([number[unit] for unit in together])
+        # Of each fold of each deal, under the penalty before, where the next one begins.
+        self._solved: dict[tuple[int, int], Tensor] = {}
+        self._of_units: dict[float, Tensor] = {}
+
+    @property
+    def losses(self) -> dict[float, float]:
+        """Means by penalty, of those that were tried."""
+        held_out = float(sum(self._share[folds >= 0].sum() for folds in self._deals))
+        return {penalty: float(self._of_units[penalty].sum()) / held_out for penalty in sorted(self._of_units)}
+
+    def choose(self, penalties: Sequence[float]) -> float:
+        """The strongest penalty that is as good as the best one, as far as these images can tell.
+
+        From the middle one the search goes on to where the loss falls.
+
+        Args:
+            penalties: in order.
+        """
+        place, found = -1, len(penalties) // 2
+        while place != found:
+            place = found
+            near = range(max(0, place - 1), min(len(penalties), place + 2))
+            found = min(near, key=lambda each: float(self._try(penalties[each]).sum()))
+        best = self._try(penalties[found])
+        for stronger in penalties[found + 1 :]:
+            behind = self._try(stronger) - best
+            if not behind.sum() <= _ALLOWED * behind.std() * len(behind) ** 0.5:
+                break
+            found += 1
+        return penalties[found]
+
+    def _try(self, penalty: float) -> Tensor:
+        """The summed loss of each unit."""
+        if penalty not in self._of_units:
+            total = torch.zeros(len(self._share))
+            for deal, folds in enumerate(self._deals):
+                for fold in folds[folds >= 0].unique().tolist():
+                    used = self._share * ((folds >= 0) & (folds != fold))
+                    solved = self._problem.solve(used, penalty, _ROUGH, self._solved.get((deal, fold)))
+                    self._solved[deal, fold] = solved
+                    total += self._problem.losses(solved) * self._share * (folds == fold)
+            self._of_units[penalty] = torch.zeros(int(self._unit.max()) + 1).index_add(0, self._unit, total)
+        return self._of_units[penalty]
 
 
 class _Problem:

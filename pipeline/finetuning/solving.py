@@ -1,10 +1,11 @@
 """A head that is solved, not trained: on features of the training images, under the network as it stands."""
 
 import os
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from datamodules.transforms import Orientation, turns
 from pipeline.errors import UserError
 from pipeline.finetuning.features import in_batches, task_features
 from pipeline.finetuning.probe import Probe, fit_probe
@@ -27,6 +29,7 @@ class PlainImages(Protocol):
     """What is asked of a datamodule (:class:`~datamodules.base.ImageDataModule` has it)."""
 
     progress: Any
+    orientation: Orientation
 
     def dataset(self, split: str) -> Any: ...
     def plain(self, split: str) -> Any: ...
@@ -52,6 +55,8 @@ class SolvedHead(Strategy):
     needs_weights = True
     #: Whether batch normalisations are first measured on the training images.
     measures = False
+    #: Whether the head is solved on what the images may be turned into, too.
+    turns = False
 
     def __init__(self, features: str | None = None) -> None:
         self.folder = feature_folder() if features is None else Path(features).expanduser()
@@ -70,7 +75,7 @@ class SolvedHead(Strategy):
         data = _images_for(type(self).__name__, trainer, task)
         statistics = training_statistics(trainer, task, data) if self.measures else {}
         task.network.load_state_dict(statistics, strict=False)
-        probe = solve_head(trainer, task, data, self.folder)
+        probe = solve_head(trainer, task, data, self.folder, turns(data.orientation) if self.turns else {})
         return {**statistics, f"{task.head}.weight": probe.weight, f"{task.head}.bias": probe.bias}
 
 
@@ -120,7 +125,13 @@ def training_statistics(trainer: Trainer, task: Any, data: PlainImages) -> dict[
     return measure_statistics(task.network, embed, batches)
 
 
-def solve_head(trainer: Trainer, task: Any, data: PlainImages, folder: Path) -> Probe:
+def solve_head(
+    trainer: Trainer,
+    task: Any,
+    data: PlainImages,
+    folder: Path,
+    others: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({}),
+) -> Probe:
     """The best linear classifier of the training images' features.
 
     Args:
@@ -128,23 +139,32 @@ def solve_head(trainer: Trainer, task: Any, data: PlainImages, folder: Path) -> 
         task: a :class:`~pipeline.task.ClassificationTask`.
         data: with the images.
         folder: where features are kept.
+        others: views of each image beside itself: how they are called, and how they are made of ``(B, C, H, W)``.
     """
     images, groups = data.plain("train"), data.groups("train")
-    found = task_features(
-        task,
-        partial(data.plain_batches, images),
-        data.contents("train", folder / "contents.npy"),
-        folder,
-        partial(data.progress, "features"),
-        str(trainer.precision),
-        trainer.precision_plugin.forward_context,
-    )
+    digests = data.contents("train", folder / "contents.npy")
+    found = [
+        task_features(
+            task,
+            partial(data.plain_batches, images),
+            digests,
+            folder,
+            partial(data.progress, "features"),
+            str(trainer.precision),
+            trainer.precision_plugin.forward_context,
+            turn,
+        )
+        for turn in (None, *others.items())
+    ]
+    views = len(found)
+    # Views of an image are held out together, as images of a group are.
+    units = range(len(digests)) if groups is None else held_out_together(groups)
     probe = fit_probe(
-        torch.from_numpy(found),
-        torch.from_numpy(images.targets),
+        torch.from_numpy(np.concatenate(found)),
+        torch.from_numpy(np.concatenate([images.targets] * views)),
         len(task.classes),
-        None if images.weights is None else torch.from_numpy(images.weights),
-        None if groups is None else held_out_together(groups),
+        None if images.weights is None else torch.from_numpy(np.tile(images.weights, views)),
+        None if groups is None and views == 1 else [*units] * views,
         seed=task.hparams["seed"],
     )
     return replace(probe, bias=probe.bias + _offsets(task))

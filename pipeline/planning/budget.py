@@ -13,7 +13,7 @@ from pipeline.planning.timing import Pace
 _PLANNED = 0.93
 # Seconds for what does not grow with the images: opening the tracked run and the first processes that read, solving a
 # head, and at the end starting two evaluations and closing the run.
-_OPENING, _SOLVING, _CLOSING = 5.0, 1.5, 7.0
+_OPENING, _SOLVING, _CLOSING = 5.0, 3.0, 7.0
 # Networks that answer validation images before one of them is handed over.
 _NETWORKS = 3
 # More epochs than this many times the usual number bring nothing.

@@ -30,9 +30,11 @@ TRANSFORMS = "data.init_args.train_transforms"
 ORIENTATION = "data.init_args.orientation"
 VAL_FRACTION = "data.init_args.val_fraction"
 EPOCHS = "trainer.max_epochs"
+RATE, HEAD_RATE = "model.learning_rate", "model.head_learning_rate"
 _TURNED = 400  # images that are tried in other orientations
 _TURNED_SIZE = 128  # and their side: how a thing is turned shows in fewer pixels than what it is
 _EXPECTED_VIEWS = 2  # of an image in evaluation
+_TRAINING = (EPOCHS, RATE, HEAD_RATE)  # who sets one of them wants the backbone to be trained
 _SOLVING = ("LinearProbe", "ProbeThenFineTune")  # strategies that solve the head
 _SIZES = (96, 128, 160, 192, 224)  # tried where there is a budget
 
@@ -84,14 +86,15 @@ class Planner:
         if self.facts.draws_val and self.settings.patience is None and self.settings.monitor == "auto":
             self._hold_out()
         facts = self.facts
-        size, passes = rules.train_size(facts), rules.epochs(facts)
+        passes = rules.epochs(facts)
         strategy = self._strategy(self._given(EPOCHS) or passes.value)
+        size = rules.train_size(facts, trains=rules.name_of(strategy.value) != "LinearProbe")
         if (given := self._given(IMAGE_SIZE)) is not None:
             size = Ruled(given, "as image_size, which you set")
         expected = None
         if seconds is not None:
             strategy, fitted = self._fit(seconds, started, size, passes)
-            strategy, size, passes = rules.in_time(fitted, seconds, strategy, size, passes)
+            size, passes = rules.in_time(fitted, seconds, size, passes)
             expected = fitted.seconds
         self._settle("trainer.precision", Ruled(*precision))
         chosen = rules.name_of(self._settle("finetuning", strategy))
@@ -100,6 +103,8 @@ class Planner:
         self._settle(IMAGE_SIZE, rules.image_size(facts, trained))
         self._settle(CROP, rules.crop_fraction(facts))
         if chosen == "LinearProbe":
+            if _argument(strategy.value, "turned"):
+                self._settle(ORIENTATION, self._orientation)
             self._settle(EPOCHS, Ruled(1, "a formality: the head is solved before it, and nothing is trained"))
             return Plan(tuple(self.choices.values()), expected)
         batch_size = self._settle("data.init_args.batch_size", rules.batch_size(facts))
@@ -111,9 +116,9 @@ class Planner:
         # Whoever names another augmentation gets its own crops.
         if facts.pretrained and self.settings.get(TRANSFORMS) == "standard":
             self._settle("data.init_args.smallest_crop", rules.smallest_crop(epochs))
-        rate = self._settle("model.learning_rate", rules.learning_rate(facts, batch_size))
+        rate = self._settle(RATE, rules.learning_rate(facts, batch_size))
         solved = chosen == "ProbeThenFineTune"
-        self._settle("model.head_learning_rate", rules.head_learning_rate(facts, rate, solved))
+        self._settle(HEAD_RATE, rules.head_learning_rate(facts, rate, solved))
         self._settle("model.batch_norm", rules.batch_norm(facts, batch_size))
         self._settle("model.test_time_augmentation", rules.test_time_augmentation(facts, orientation))
         return Plan(tuple(self.choices.values()), expected)
@@ -146,19 +151,25 @@ class Planner:
             self._seconds_of_turns(stopwatch, size.value) if self._tries_turns else 0.0,
         )
         fit = partial(budget.fit, both, passes.value, given or size.value)
+        solve = partial(fit, solved=True, epochs=0)
         if rules.name_of(strategy.value) == "LinearProbe":
-            return strategy, fit(solved=True, epochs=0)
-        solvable = rules.name_of(rules.strategy(facts, 0).value) == "ProbeThenFineTune"
+            return strategy, solve()
+        solvable = rules.name_of(rules.strategy(facts, 0, trains=True).value) == "ProbeThenFineTune"
         fit = partial(fit, suffices=solvable and self._given("finetuning") is None, epochs=self._given(EPOCHS))
         fitted = fit(solved=False)
         if rules.name_of(self._strategy(fitted.epochs).value) == "ProbeThenFineTune":
             fitted = fit(solved=True)  # for which all images pass once more
-        return self._strategy(fitted.epochs), fitted
+        strategy = self._strategy(fitted.epochs)
+        if rules.name_of(strategy.value) == "LinearProbe":
+            fitted = solve()
+        return (strategy if fitted.epochs else rules.head_alone(seconds)), fitted
 
     def _strategy(self, epochs: int) -> Ruled:
         """What is set, or what the rule says for so many epochs."""
         given = self._given("finetuning")
-        return rules.strategy(self.facts, epochs) if given is None else Ruled(given, "set by you")
+        if given is not None:
+            return Ruled(given, "set by you")
+        return rules.strategy(self.facts, epochs, trains=any(self._given(name) is not None for name in _TRAINING))
 
     def _given(self, setting: str) -> Any:
         """What a person has set; None where it is open."""
@@ -241,5 +252,8 @@ class Planner:
 
 def _freezes_early(strategy: dict[str, Any]) -> bool:
     """Whether a strategy leaves the first stages as they are."""
-    usual = rules.name_of(strategy) == "ProbeThenFineTune"
-    return bool((strategy.get("init_args") or {}).get("freeze_early", usual))
+    return _argument(strategy, "freeze_early", usual=rules.name_of(strategy) == "ProbeThenFineTune")
+
+
+def _argument(strategy: dict[str, Any], name: str, usual: bool = False) -> bool:
+    return bool((strategy.get("init_args") or {}).get(name, usual))

@@ -54,8 +54,14 @@ def val_fraction(facts: Facts) -> Ruled:
     return Ruled(VAL_FRACTION, "enough to choose and to calibrate by")
 
 
-def strategy(facts: Facts, epochs: int) -> Ruled:
-    """How the network is trained."""
+def strategy(facts: Facts, epochs: int, trains: bool) -> Ruled:
+    """How the network is trained.
+
+    Args:
+        facts: on images and network.
+        epochs: passes over the training images.
+        trains: whether a person asked for training, by epochs or by a rate.
+    """
     if not facts.pretrained:
         return Ruled(strategy_of("FullFineTuning"), "there are no pretrained weights to build on")
     fresh = strategy_of("FullFineTuning", freeze_early=facts.images <= MANY)
@@ -66,6 +72,13 @@ def strategy(facts: Facts, epochs: int) -> Ruled:
             fresh,
             f"{facts.images * epochs:,} images pass in all: enough for a fresh head, which fits the training images "
             "less than a solved one before the features have moved",
+        )
+    if facts.head_stages > 1 and not trains:
+        return Ruled(
+            strategy_of("LinearProbe", turned=True),
+            f"{facts.images * epochs:,} images would pass in all: too few to teach the network more than a head finds "
+            f"in its last {facts.head_stages} stages",
+            "Evci et al. 2022, arXiv:2201.03529",
         )
     return Ruled(
         strategy_of("ProbeThenFineTune"),
@@ -87,8 +100,13 @@ def head_stages(facts: Facts, solved: bool) -> Ruled:
     )
 
 
-def train_size(facts: Facts) -> Ruled:
-    """Side of the images that are trained on."""
+def train_size(facts: Facts, trains: bool) -> Ruled:
+    """Side of the images that are trained on.
+
+    Args:
+        facts: on images, weights and machine.
+        trains: whether more is trained than the head, so that images pass often.
+    """
     if facts.fixed_size:
         return Ruled(facts.weights_size, "the network takes no other size")
     own = max(_STRIDE, -(-facts.short_side // _STRIDE) * _STRIDE)
@@ -98,7 +116,7 @@ def train_size(facts: Facts) -> Ruled:
         return Ruled(facts.weights_size, "what networks of this kind are usually trained with")
     size = facts.weights_size
     if facts.device == "cpu":
-        size = min(size, _CPU_SIZE, max(own, _CPU_ENLARGED))
+        size = min(size, _CPU_SIZE, max(own, _CPU_ENLARGED if trains else _CPU_SIZE))
     if facts.short_side < size:
         return Ruled(
             size,
@@ -110,19 +128,22 @@ def train_size(facts: Facts) -> Ruled:
     return Ruled(size, "what the weights were trained with")
 
 
-def in_time(fitted: Fitted, seconds: float, strategy: Ruled, size: Ruled, passes: Ruled) -> tuple[Ruled, Ruled, Ruled]:
-    """Strategy, size of training images and epochs, where there is a budget."""
+def head_alone(seconds: float) -> Ruled:
+    """The strategy where a budget is too small to train more."""
+    return Ruled(
+        strategy_of("LinearProbe"),
+        f"{in_words(seconds)} are not enough to train the backbone: a head on more pixels does better",
+    )
+
+
+def in_time(fitted: Fitted, seconds: float, size: Ruled, passes: Ruled) -> tuple[Ruled, Ruled]:
+    """Size of training images and epochs, where there is a budget."""
     within = f"what fits into {in_words(seconds)}, as measured on this machine"
-    if fitted.epochs == 0:
-        strategy = Ruled(
-            strategy_of("LinearProbe"),
-            f"{in_words(seconds)} are not enough to train the backbone: a head on more pixels does better",
-        )
     if fitted.train_size != size.value:
         size = Ruled(fitted.train_size, within)
     if fitted.epochs != passes.value:
         passes = Ruled(fitted.epochs, within)
-    return strategy, size, passes
+    return size, passes
 
 
 def image_size(facts: Facts, trained: int) -> Ruled:
