@@ -8,7 +8,8 @@ The cases are those of ``benchmarks/transfer.py`` with 20 images a class and, fo
 full; two more have copies of the images at 64 px. But a quarter of the training images tests (another one for each
 seed, near-duplicates together), and the images by which ours is compared with its peers are left out: what is chosen
 here must not have seen them. Each row changes one thing against what ``fit`` does with nothing but the data given, and
-is compared with that seed by seed.
+is compared with that seed by seed. Of the two cases with so few images that ``fit`` leaves them to a head alone, that
+is a row itself; the others change what is done with them where training is asked for.
 
 Runs go side by side, a processor each: no seconds are taken here. Each result is written at once as a JSON line of
 ``--results``, where a second run goes on.
@@ -42,6 +43,10 @@ CASES = {
     for case in (*(Case(name, few, development=True) for few in (True, False) for name in SOURCES), *SMALL_IMAGES)
 }
 SEEDS = range(4)
+
+#: What rows are compared with in cases that nothing but the data given would leave to a head alone.
+TRAINED = ("--finetuning=ProbeThenFineTune", "--trainer.max_epochs=24", "--model.head_stages=1")
+LEFT_TO_A_HEAD = FEW[1:]
 
 Chosen = dict[str, Any]
 
@@ -98,10 +103,13 @@ def colours_kept(chosen: Chosen) -> list[str]:
 
 
 PROBE_THEN, FRESH = "--finetuning=ProbeThenFineTune", "--finetuning=FullFineTuning"
+ALONE = ("--finetuning=LinearProbe", "--finetuning.turned=true", "--model.head_stages=3")
 ROWS = (
     Row("fresh head, ten times the rate", told(FRESH, "--finetuning.freeze_early=true")),
     Row("solved head (ProbeThenFineTune)", told(PROBE_THEN), MANY),
     Row("head alone (LinearProbe)", told("--finetuning=LinearProbe"), BOTH),
+    Row("head alone on three stages and turned images", told(*ALONE), FEW),
+    Row("solved head that sees three stages", told(PROBE_THEN, "--model.head_stages=3"), FEW + MANY),
     Row("stage by stage (GradualUnfreezing)", told("--finetuning=GradualUnfreezing")),
     Row("statistics as the weights brought them", told(PROBE_THEN, "--finetuning.measure=false")),
     Row("the last epoch, not between start and end", told(PROBE_THEN, "--finetuning.interpolate=false")),
@@ -178,8 +186,9 @@ class Ablation:
 
     def _run(self, name: str, case: str, seed: int, arguments: list[str]) -> bool:
         tables = self.workplace.folder / "cases" / f"{case}-{seed}"
+        told = [*(TRAINED if case in LEFT_TO_A_HEAD else ()), *arguments]
         try:
-            result = self.workplace.compete(CASES[case], seed, shlex.join([OURS, *arguments]), tables)
+            result = self.workplace.compete(CASES[case], seed, shlex.join([OURS, *told]), tables)
         except ChildProcessError as error:
             print(f"{name}: {error}", flush=True)
             return False
