@@ -23,7 +23,7 @@ from datamodules.record import measured_record, resolve_record
 from datamodules.sampling import EpochSampler, class_balance, keys_of
 from datamodules.storage import FileStorage, Storage
 from datamodules.table import ImageTable, Listing
-from datamodules.transforms import Augmentation, Orientation
+from datamodules.transforms import Augmentation, Orientation, turns
 from datamodules.unlabelled import UnlabelledImages
 
 Imbalance = Literal["none", "balanced_sampling", "weighted_loss", "logit_adjustment"]
@@ -153,13 +153,12 @@ class ImageDataModule(LightningDataModule):
         if train_size != "auto" and train_size < 32:
             raise DataError(f"data.train_size: expected at least 32 pixels, found {train_size}.")
         size = None if train_size == "auto" else train_size
-        #: How pictures may be turned.
-        self.orientation: Orientation = "mirrored" if orientation == "auto" else orientation
+        turned: Orientation = "mirrored" if orientation == "auto" else orientation
+        #: What a picture may be turned into: by name, functions of square pictures ``(N, C, H, W)``.
+        self.turns = turns(turned)
         smallest = None if smallest_crop == "auto" else smallest_crop
         reduced = 0 if reduced_epochs == "auto" else reduced_epochs
-        self.augmentation = Augmentation(
-            train_transforms, self.preprocessing, size, self.orientation, smallest, reduced
-        )
+        self.augmentation = Augmentation(train_transforms, self.preprocessing, size, turned, smallest, reduced)
         #: Told what takes long: its name, how much is done, of how many.
         self.progress: Callable[[str, int, int], None] = lambda *_: None
         #: Images that are left out because they cannot be read, with the reason, by split and row.

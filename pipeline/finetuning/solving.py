@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from datamodules.transforms import Orientation, turns
 from pipeline.errors import UserError
 from pipeline.finetuning.features import in_batches, task_features
 from pipeline.finetuning.probe import Probe, fit_probe
@@ -29,7 +28,7 @@ class PlainImages(Protocol):
     """What is asked of a datamodule (:class:`~datamodules.base.ImageDataModule` has it)."""
 
     progress: Any
-    orientation: Orientation
+    turns: Mapping[str, Callable[[Tensor], Tensor]]
 
     def dataset(self, split: str) -> Any: ...
     def plain(self, split: str) -> Any: ...
@@ -75,7 +74,7 @@ class SolvedHead(Strategy):
         data = _images_for(type(self).__name__, trainer, task)
         statistics = training_statistics(trainer, task, data) if self.measures else {}
         task.network.load_state_dict(statistics, strict=False)
-        probe = solve_head(trainer, task, data, self.folder, turns(data.orientation) if self.turns else {})
+        probe = solve_head(trainer, task, data, self.folder, data.turns if self.turns else {})
         return {**statistics, f"{task.head}.weight": probe.weight, f"{task.head}.bias": probe.bias}
 
 
