@@ -123,9 +123,8 @@ def _fit(
 
 
 def _deal_repeatedly(truth: Tensor, together: Sequence[Hashable] | None, seed: int) -> list[Tensor]:
-    """Folds, dealt several times where there are few units to hold out; none where there is too little for any."""
-    units = len(truth) if together is None else len(set(together))
-    number = max(1, min(_MOST_DEALS, -(-_HELD_OUT // units)))
+    """Folds, dealt several times where there are few images; none where there is too little to hold any out."""
+    number = max(1, min(_MOST_DEALS, -(-_HELD_OUT // len(truth))))
     deals = [deal_folds(truth, together, draw) for draw in range(seed * number, (seed + 1) * number)]
     return [folds for folds in deals if folds is not None]
 
