@@ -38,7 +38,9 @@ def describe_all(workplace: Workplace, source: str, images: list[Image]) -> list
     with tempfile.TemporaryDirectory() as scratch:
         manifest = Path(scratch) / "manifest.csv"
         write_csv(manifest, ("path", "label", "split"), [(i.path, i.label, i.split) for i in divide(images, 0)])
-        data = ManifestDataModule(str(manifest), str(workplace.root(source)), preprocessing=record, val_fraction=0)
+        data = ManifestDataModule(
+            manifest=str(manifest), root=str(workplace.root(source)), preprocessing=record, val_fraction=0
+        )
         data.prepare_data()
         task = ClassificationTask(data.classes, data.preprocessing.to_dict(), "resnet18", str(workplace.weights))
         described: list[list[Tensor]] = []
