@@ -28,11 +28,11 @@ BACKBONES = {
 }
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_the_bundle_computes_what_the_task_does(tmp_path, backbone):
+@pytest.mark.parametrize(("backbone", "stages"), [*((name, 1) for name in BACKBONES), ("resnet20", 3)])
+def test_the_bundle_computes_what_the_task_does(tmp_path, backbone, stages):
     record = {**RECORD, "size": BACKBONES[backbone]}
     torch.manual_seed(0)
-    task = ClassificationTask(["a", "b", "c"], record, backbone)
+    task = ClassificationTask(["a", "b", "c"], record, backbone, head_stages=stages)
     task.lineage = Lineage("models:/cells/3", "timm/origin", "mit")
     head = task.network.get_submodule(task.head)
     torch.nn.init.normal_(head.weight, std=0.2)  # a fresh head gives nearly the same probabilities to everything
