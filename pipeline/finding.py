@@ -34,6 +34,7 @@ class FindCLI(UntrainedCLI):
     """The settings of ``fit`` with a trainer that keeps nothing."""
 
     plans = True
+    trains = True
 
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()

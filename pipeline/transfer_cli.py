@@ -54,6 +54,9 @@ class TransferCLI(LightningCLI):
         started: ``time.perf_counter()`` when the program started.
     """
 
+    #: Whether the backbone is to be trained, however few images there are.
+    trains = False
+
     def __init__(self, args: Sequence[str], terminal: bool, started: float) -> None:
         self.started = started
         self.terminal = terminal
@@ -115,7 +118,7 @@ class TransferCLI(LightningCLI):
         # What is drawn here must not change what is drawn later: the same settings, written out, make the same run.
         with isolate_rng():
             made = self._parser("fit").instantiate_classes(self.settings)
-            return plan_fit(self.settings, made.data, made.model, self.started)
+            return plan_fit(self.settings, made.data, made.model, self.started, self.trains)
 
     def _prepare_fit(self) -> None:
         require_folder(RUNS)

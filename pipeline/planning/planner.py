@@ -63,12 +63,14 @@ class Planner:
         settings: the configuration of ``fit``; it is not changed.
         facts: on data, weights and machine.
         bench: to try things on.
+        trains: whether the backbone is to be trained, however few images there are.
     """
 
-    def __init__(self, settings: Any, facts: Facts, bench: Workbench) -> None:
+    def __init__(self, settings: Any, facts: Facts, bench: Workbench, trains: bool) -> None:
         self.settings = settings
         self.facts = facts
         self.bench = bench
+        self.trains = trains or any(self._given(name) is not None for name in _TRAINING)
         self.choices: dict[str, Choice] = {}
 
     def plan(self, seconds: float | None, started: float, precision: tuple[str, str]) -> Plan:
@@ -169,7 +171,7 @@ class Planner:
         given = self._given("finetuning")
         if given is not None:
             return Ruled(given, "set by you")
-        return rules.strategy(self.facts, epochs, trains=any(self._given(name) is not None for name in _TRAINING))
+        return rules.strategy(self.facts, epochs, self.trains)
 
     def _given(self, setting: str) -> Any:
         """What a person has set; None where it is open."""

@@ -16,7 +16,9 @@ from pipeline.task import ClassificationTask
 _HANDED_ON = "TRANSFER_PIPELINE_PLAN"
 
 
-def plan_fit(settings: Any, data: ImageDataModule, task: ClassificationTask, started: float) -> Plan:
+def plan_fit(
+    settings: Any, data: ImageDataModule, task: ClassificationTask, started: float, trains: bool = False
+) -> Plan:
     """Choose what is open in the settings of ``fit``.
 
     Args:
@@ -24,6 +26,7 @@ def plan_fit(settings: Any, data: ImageDataModule, task: ClassificationTask, sta
         data: made from it, in no stage.
         task: made from it, with its weights loaded; it is tried on, and not to be trained afterwards.
         started: ``time.perf_counter()`` when the program started.
+        trains: whether the backbone is to be trained, however few images there are.
 
     Raises:
         UserError: the budget cannot be read or kept.
@@ -40,6 +43,6 @@ def plan_fit(settings: Any, data: ImageDataModule, task: ClassificationTask, sta
     facts = gather_facts(data, task, weights_size, settings.trainer)
     precision, reason = pick_precision(str(settings.trainer.accelerator))
     bench = Workbench(data, task, str(settings.trainer.precision or precision), settings.seed_everything)
-    plan = Planner(settings, facts, bench).plan(seconds, started, (precision, reason))
+    plan = Planner(settings, facts, bench, trains).plan(seconds, started, (precision, reason))
     os.environ[_HANDED_ON] = plan.to_json()
     return plan
