@@ -79,10 +79,10 @@ def test_the_penalty_is_about_the_best_for_images_that_were_not_seen(noise: floa
 
 def test_few_images_choose_no_penalty_that_is_far_from_the_best() -> None:
     behind = []
-    for seed in range(16):
+    for seed in range(8):
         generator = torch.Generator().manual_seed(seed)
-        features = torch.randn(1040, 100, generator=generator)
-        scores = features @ torch.randn(100, 2, generator=generator) / 10
+        features = torch.randn(1040, 800, generator=generator)
+        scores = features @ torch.randn(800, 2, generator=generator) / 800**0.5
         targets = (scores + torch.randn(1040, 2, generator=generator)).argmax(1)
 
         def loss(probe: Probe, features: torch.Tensor = features, targets: torch.Tensor = targets) -> float:
@@ -90,8 +90,9 @@ def test_few_images_choose_no_penalty_that_is_far_from_the_best() -> None:
 
         best = min(loss(fit_probe(features[:40], targets[:40], 2, penalties=[penalty])) for penalty in PENALTIES)
         behind.append(loss(fit_probe(features[:40], targets[:40], 2, seed=seed)) - best)
-    assert np.mean(behind) < 0.04
-    assert max(behind) < 0.3  # with one deal, stopped early, and the least loss: 0.59
+    # With one deal, solutions stopped early, and the least loss, it was 0.33 in the mean.
+    assert np.mean(behind) < 0.06
+    assert max(behind) < 0.3
 
 
 def test_images_of_a_group_are_held_out_together() -> None:
