@@ -197,13 +197,18 @@ def test_a_model_without_enough_held_out_images_says_nothing_of_it(tmp_path: Pat
     assert pq.read_table(output)["familiarity"].null_count == 90
 
 
-def test_a_probe_of_the_same_images_takes_its_description_from_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def probing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The command of a head alone, with images held out and a place for features."""
     monkeypatch.chdir(tmp_path)
     found = [*fast(tmp_path / "images"), *pretrained(tmp_path, per_class=30), HELD_OUT]
-    command = ["fit", *found, "--finetuning=LinearProbe", f"--finetuning.features={tmp_path}/features"]
-    command.append("--model.head_stages=1")
+    return ["fit", *found, "--finetuning=LinearProbe", f"--finetuning.features={tmp_path}/features"]
+
+
+def test_a_probe_of_the_same_images_takes_its_description_from_the_cache(
+    probing: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*probing, "--model.head_stages=1"]
     seen: list[int] = []
     real = finishing.describe
     monkeypatch.setattr(
@@ -217,17 +222,14 @@ def test_a_probe_of_the_same_images_takes_its_description_from_the_cache(
 
 
 def test_what_the_head_was_solved_on_describes_the_training_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    probing: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    found = [*fast(tmp_path / "images"), *pretrained(tmp_path, per_class=30), HELD_OUT]
-    command = ["fit", *found, "--finetuning=LinearProbe", f"--finetuning.features={tmp_path}/features"]
     batches: list[int] = []
     real = backbones.features
     monkeypatch.setattr(
         backbones, "features", lambda network, images: (batches.append(len(images)), real(network, images))[1]
     )
-    assert main(command) == 0
+    assert main(probing) == 0
     (folder,) = Path("runs").iterdir()
     of_split = [row.split(",")[2] for row in (folder / "split.csv").read_text().splitlines()]
     assert len(batches) == sum(-(-of_split.count(split) // 32) for split in ("train", "val"))

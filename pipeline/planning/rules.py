@@ -60,7 +60,7 @@ def strategy(facts: Facts, epochs: int, trains: bool) -> Ruled:
     Args:
         facts: on images and network.
         epochs: passes over the training images.
-        trains: whether a person asked for training, by epochs or by a rate.
+        trains: whether the backbone is to be trained, however few images there are.
     """
     if not facts.pretrained:
         return Ruled(strategy_of("FullFineTuning"), "there are no pretrained weights to build on")
