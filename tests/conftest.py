@@ -1,5 +1,6 @@
 """What every test can rely on."""
 
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,12 @@ import pytest
 from huggingface_hub import constants
 
 from tests.images import save
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes that run side by side have a thread each: waiting for each other they take several times as long."""
+    if config.getoption("numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -153,7 +153,8 @@ def image_size(facts: Facts, trained: int) -> Ruled:
     size = round(trained * _ENLARGED / _STRIDE) * _STRIDE
     return Ruled(
         max(size, trained),
-        f"random crops of {trained} px show things enlarged; whole images need more pixels to show them as large",
+        "networks learn from random crops, which show things enlarged; whole images need more pixels than crops of "
+        f"{trained} px to show them as large",
         "Touvron et al. 2019, arXiv:1906.06423",
     )
 
