@@ -8,7 +8,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from pipeline.finetuning.probe import PENALTIES, Probe, fit_probe
+from pipeline.finetuning.probe import PENALTIES, Probe, deal_folds, fit_probe
 
 
 def drawn(seed: int, count: int = 300, size: int = 40, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,6 +93,24 @@ def test_few_images_choose_no_penalty_that_is_far_from_the_best() -> None:
     # With one deal, solutions stopped early, and the least loss, it was 0.33 in the mean.
     assert np.mean(behind) < 0.06
     assert max(behind) < 0.3
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_losses_are_those_of_folds_that_are_solved_one_by_one(grouped: bool) -> None:
+    features, targets = drawn(6, count=1200)
+    together = [row // 2 for row in range(1200)] if grouped else None
+    penalties = [0.03, 0.1, 0.3]
+    probe = fit_probe(features, targets, 4, together=together, penalties=penalties)
+    folds = deal_folds(torch.nn.functional.one_hot(targets, 4), together, seed=0).numpy()
+    standardised = ((features - features.mean(0)) / features.std(0, correction=0)).double().numpy()
+    for penalty in penalties:
+        total = 0.0
+        for fold in np.unique(folds):
+            seen = folds != fold
+            solver = LogisticRegression(C=1 / (penalty * seen.sum()), max_iter=5000, tol=1e-8)
+            solver.fit(standardised[seen], targets.numpy()[seen])
+            total -= solver.predict_log_proba(standardised[~seen])[range((~seen).sum()), targets.numpy()[~seen]].sum()
+        assert probe.losses[penalty] == pytest.approx(total / 1200, abs=2e-3)
 
 
 def test_images_of_a_group_are_held_out_together() -> None:

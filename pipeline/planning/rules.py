@@ -124,7 +124,8 @@ def train_size(facts: Facts, trains: bool) -> Ruled:
             "Corley et al. 2023, arXiv:2305.13456",
         )
     if size < facts.weights_size:
-        return Ruled(size, "on a processor the time is better spent on more epochs than on more pixels")
+        spent = "on more epochs than on more pixels" if trains else "on more images than on more pixels of each"
+        return Ruled(size, f"on a processor the time is better spent {spent}")
     return Ruled(size, "what the weights were trained with")
 
 
