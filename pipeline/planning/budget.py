@@ -20,7 +20,7 @@ _NETWORKS = 3
 _MOST_TIMES = 3
 # With less than this share of the usual epochs, or with fewer pixels than usual, a trained network is hardly better
 # than a head that is solved on more pixels.
-_LEAST_SHARE = 1 / 2
+_LEAST_SHARE = 3 / 4
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,11 @@ class Budget:
         largest_first = sorted(sizes, reverse=True)
         larger = [both for both in largest_first if both[0] > usual_size]
         others = largest_first[len(larger) :]
-        most, half = _MOST_TIMES * usual, max(1, round(usual * _LEAST_SHARE))
+        most, enough = _MOST_TIMES * usual, max(1, round(usual * _LEAST_SHARE))
         if epochs is not None:  # sizes, and the least and the most epochs, in the order in which they are wanted
             wanted = [(largest_first, epochs, epochs)]
         else:
-            wanted = [(larger, usual, most), (others[:1], half, most)]
+            wanted = [(larger, usual, most), (others[:1], enough, most)]
             wanted.append((largest_first, 0, 0) if suffices else (others, 1, most))
         for among, least, up_to in wanted:
             fitted = self._first(among, least, up_to, solved)
