@@ -8,6 +8,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from pipeline.finetuning import probe as probe_module
 from pipeline.finetuning.probe import PENALTIES, Probe, deal_folds, fit_probe
 
 
@@ -93,6 +94,16 @@ def test_few_images_choose_no_penalty_that_is_far_from_the_best() -> None:
     # With one deal, solutions stopped early, and the least loss, it was 0.33 in the mean.
     assert np.mean(behind) < 0.06
     assert max(behind) < 0.3
+
+
+def test_folds_that_are_too_many_for_the_memory_are_solved_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, targets = drawn(7)
+    together = fit_probe(features, targets, 4)
+    monkeypatch.setattr(probe_module, "_AT_ONCE", 2 * 41 * 4)  # two of twenty at once
+    parts = fit_probe(features, targets, 4)
+    assert parts.penalty == together.penalty
+    assert parts.losses == pytest.approx(together.losses, abs=2e-3)
+    torch.testing.assert_close(parts.weight, together.weight, atol=2e-3, rtol=1e-2)
 
 
 @pytest.mark.parametrize("grouped", [False, True])

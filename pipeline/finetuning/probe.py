@@ -22,6 +22,8 @@ _FOLDS = 5
 _HELD_OUT, _MOST_DEALS = 1_000, 5
 #: Penalties are compared on this many images at most; with more of them the choice hardly matters.
 _COMPARED = 2_000
+#: Weights that are solved for at once, at most: of more classes the memory is wanted, and there is less to gain.
+_AT_ONCE = 200_000
 # When a solution is good enough: to be compared with others, and to be the classifier.
 # (Stopped earlier, a weak penalty looks stronger than it is.)
 _ROUGH, _FINE = {"maxiter": 300, "ftol": 1e-6}, {"maxiter": 1000, "ftol": 1e-8}
@@ -172,12 +174,18 @@ class _HeldOut:
         self, problem: "_Problem", share: Tensor, deals: Sequence[Tensor], together: Sequence[Hashable]
     ) -> None:
         self._problem = problem
-        held_out = torch.stack([folds == fold for folds in deals for fold in folds[folds >= 0].unique()])
-        used = torch.stack([(folds >= 0) & (folds != fold) for folds in deals for fold in folds[folds >= 0].unique()])
-        self._held_out, self._used = held_out * share, used * share
+        self._rows = (torch.stack(list(deals)) >= 0).any(0).nonzero().squeeze(1)
+        each = [(folds, fold) for folds in deals for fold in folds[folds >= 0].unique()]
+        held_out = torch.stack([folds == fold for folds, fold in each])
+        dealt = torch.stack([folds >= 0 for folds, _ in each])
+        used = (dealt & ~held_out) * share
+        self._held_out = (held_out * share)[:, self._rows]
+        at_once = max(1, _AT_ONCE // (problem.inputs.shape[1] * problem.truth.shape[1]))
+        self._used = used.split(at_once)
         number = {unit: place for place, unit in enumerate(dict.fromkeys(together))}
-        self._unit = torch.tensor([number[unit] for unit in together])
-        self._solved: Tensor | None = None  # under the penalty before, where the next one begins
+        self._unit = torch.tensor([number[unit] for unit in together])[self._rows]
+        # Under the penalty before, where the next one begins.
+        self._solved: list[Tensor | None] = [None] * len(self._used)
         self._of_units: dict[float, Tensor] = {}
 
     @property
@@ -188,9 +196,9 @@ class _HeldOut:
         }
 
     @property
-    def middle(self) -> Tensor | None:
-        """Of the classifiers that were solved last, ``(F + 1, 1, C)``; none before the first penalty."""
-        return None if self._solved is None else self._solved.mean(1, keepdim=True)
+    def middle(self) -> Tensor:
+        """Of the classifiers that were solved last, ``(F + 1, 1, C)``; there are none before the first penalty."""
+        return torch.cat([solved for solved in self._solved if solved is not None], 1).mean(1, keepdim=True)
 
     def choose(self, penalties: Sequence[float]) -> float:
         """The strongest penalty that is as good as the best one, as far as these images can tell.
@@ -216,8 +224,12 @@ class _HeldOut:
     def _try(self, penalty: float) -> Tensor:
         """The summed loss of each unit."""
         if penalty not in self._of_units:
-            self._solved = self._problem.solve(self._used, penalty, _ROUGH, self._solved)
-            total = (self._problem.losses(self._solved).T * self._held_out).sum(0)
+            losses = []
+            for place, used in enumerate(self._used):
+                solved = self._problem.solve(used, penalty, _ROUGH, self._solved[place])
+                losses.append(self._problem.losses(solved, self._rows))
+                self._solved[place] = solved
+            total = (torch.cat(losses, 1).T * self._held_out).sum(0)
             self._of_units[penalty] = torch.zeros(int(self._unit.max()) + 1).index_add(0, self._unit, total)
         return self._of_units[penalty]
 
@@ -236,14 +248,20 @@ class _Problem:
         self.spread, self.directions = _directions(features)
         self.inputs = torch.cat([features @ self.directions, torch.ones(len(features), 1)], 1)
 
-    def losses(self, solved: Tensor) -> Tensor:
-        """Of each image under each of K classifiers ``(F + 1, K, C)`` whose last row is the bias, ``(N, K)``."""
-        return self._losses(torch.tensordot(self.inputs, self._turned(solved, self.directions.T), 1))
+    def losses(self, solved: Tensor, rows: Tensor) -> Tensor:
+        """Of some images under each of K classifiers ``(F + 1, K, C)`` whose last row is the bias, ``(R, K)``.
+
+        Args:
+            solved: the classifiers.
+            rows: of the images, int64 ``(R,)``.
+        """
+        logits = torch.tensordot(self.inputs[rows], self._turned(solved, self.directions.T), 1)
+        return self._losses(logits, self.truth[rows, None])
 
     def solve(self, shares: Tensor, penalty: float, stopping: dict[str, float], start: Tensor | None = None) -> Tensor:
         """The best classifiers ``(F + 1, K, C)``; the last row is the bias.
 
-        All at once: one pass over the images serves all of them, and takes hardly longer than for one.
+        All at once: one pass over the images serves all of them, and for five takes about twice as long as for one.
 
         Args:
             shares: of each image in the loss of each classifier, ``(K, N)``.
@@ -272,8 +290,7 @@ class _Problem:
         )
         return self._turned(torch.from_numpy(found.x).float().view(shape) * scale, self.directions)
 
-    def _losses(self, logits: Tensor, truth: Tensor | None = None) -> Tensor:
-        truth = self.truth[:, None] if truth is None else truth
+    def _losses(self, logits: Tensor, truth: Tensor) -> Tensor:
         if self.multi_label:
             return functional.binary_cross_entropy_with_logits(logits, truth.expand_as(logits), reduction="none").sum(2)
         return -(logits.log_softmax(2) * truth).sum(2)

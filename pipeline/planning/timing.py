@@ -15,8 +15,8 @@ from pipeline.finetuning.features import evaluating
 from pipeline.finetuning.freezing import freeze, hold_still
 from pipeline.task import ClassificationTask
 
-_STEPS = 2  # after one that warms up, but one where it takes
-_ENOUGH = 1.0  # seconds
+# After a step that warms up: so many, or fewer where they have taken so many seconds.
+_STEPS, _ENOUGH = 2, 1.0
 _READ = 24  # images
 
 
