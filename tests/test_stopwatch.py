@@ -48,3 +48,13 @@ def test_smaller_images_are_measured_and_larger_ones_follow_from_the_area(
     assert watch.at(32) is watch.at(32)
     assert measured == [64, 32]
     assert watch.at(32).embedding == pytest.approx(watch.usual.embedding / 4)
+
+
+@pytest.mark.parametrize(("seconds", "timed"), [((0.2, 0.1), 2), ((3.0, 0.1), 1)])
+def test_a_step_that_takes_long_is_timed_once(
+    task: ClassificationTask, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, ...], timed: int
+) -> None:
+    watch, left = stopwatch(task), list(seconds)
+    monkeypatch.setattr(Stopwatch, "_timed", lambda self, step: left.pop(0))
+    assert watch._an_image(lambda: None) == min(seconds[:timed]) / 4
+    assert len(left) == 2 - timed
