@@ -115,7 +115,7 @@ ROWS = (
     Row("the last epoch, not between start and end", told(PROBE_THEN, "--finetuning.interpolate=false")),
     Row("the first stages trained, too", told(PROBE_THEN, "--finetuning.freeze_early=false")),
     Row("the first stages trained, too, from a fresh head", told(FRESH), MANY),
-    Row("the second stage as it was, too", experiment("SecondStageStill"), FEW[:1] + MANY),
+    Row("the second stage trained, too", experiment("SecondStageTrained"), FEW[:1] + MANY),
     Row("half the rate", rates(1 / 2), BOTH),
     Row("twice the rate", rates(2), BOTH),
     Row("ten times the rate for the head", times("model.head_learning_rate", 10)),

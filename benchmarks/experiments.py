@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.checkpoints import read_checkpoint
-from pipeline.finetuning.freezing import freeze
 from pipeline.finetuning.statistics import normalisations
 from pipeline.models.backbones import depth_groups
 from pipeline.models.resnet import Block
@@ -92,12 +91,13 @@ class MovingAverage(Callback):
         return tensors
 
 
-class SecondStageStill(Callback):
-    """Keeps the second stage as it was, too, beside the stem and the first, which saves an eighth of a step."""
+class SecondStageTrained(Callback):
+    """Trains the second stage, too, and leaves only the stem and the first as they were."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":  # as the strategy does: before the optimizer is made
-            freeze(pl_module.network, depth_groups(pl_module.network, coarse=True)[2])
+            for name in depth_groups(pl_module.network, coarse=True)[2]:
+                pl_module.network.get_parameter(name).requires_grad_(True)
 
 
 class StochasticDepth(Callback):
