@@ -1,3 +1,4 @@
 from pipeline.cli import main
+from pipeline.exits import leave_with
 
-raise SystemExit(main())
+leave_with(main)

@@ -13,8 +13,9 @@ import warnings
 from collections.abc import Sequence
 
 from pipeline.allocator import keep_freed_memory
-from pipeline.errors import UserError, near_matches
+from pipeline.errors import UserError, in_one_line, near_matches
 from pipeline.exits import FAILURE, INTERRUPTED, SUCCESS, TERMINATED, USAGE, Terminated, raising_terminated
+from pipeline.garbage import collecting_nothing
 from pipeline.settings import LISTINGS, SUBCOMMANDS, UNTRAINED
 
 HELP = """usage: python -m pipeline <subcommand> [--config FILE] [--<setting> VALUE ...]
@@ -72,15 +73,19 @@ def main(args: Sequence[str] | None = None) -> int:
             print("terminated" if terminated else "interrupted", file=sys.stderr)
         return TERMINATED if terminated else INTERRUPTED
     except Exception as error:
-        from pipeline.messages import explain
-
-        message = explain(error)
+        message = in_one_line(error) if isinstance(error, UserError) else _explain(error)
         if message is None or wants_traceback:
             traceback.print_exc()
         if message is None:
             return FAILURE
         print(f"error: {message}", file=sys.stderr)
         return USAGE
+
+
+def _explain(error: Exception) -> str | None:
+    from pipeline.messages import explain
+
+    return explain(error)
 
 
 def _run(arguments: list[str], started: float) -> int:
@@ -95,8 +100,9 @@ def _run(arguments: list[str], started: float) -> int:
             f"expected a subcommand ({', '.join(known)}) first, found '{arguments[0]}'; "
             f"{near_matches(arguments[0], known)}see python -m pipeline --help."
         )
-    from pipeline.transfer_cli import TransferCLI
-    from pipeline.untrained import run_untrained
+    with collecting_nothing():
+        from pipeline.transfer_cli import TransferCLI
+        from pipeline.untrained import run_untrained
 
     _hush()  # after the import: Lightning sets its loggers up then
     if arguments[0] in UNTRAINED:

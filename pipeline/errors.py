@@ -1,11 +1,17 @@
 """The one exception type for mistakes that a person can mend."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
 class UserError(Exception):
     """What was expected, what was found and what to do, in one line; printed without a traceback."""
+
+
+def in_one_line(error: Exception) -> str:
+    """The message; of an exception from a reading process, whose text holds its traceback, what it said at the end."""
+    return re.sub(r"^(\w+\.)*\w*Error: ", "", str(error).strip().splitlines()[-1])
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from datamodules import DataError, ImageDataModule
-from pipeline.errors import UserError, near_matches
+from pipeline.errors import UserError, in_one_line, near_matches
 from pipeline.settings import FOLLOWING
 
 _UNKNOWN_KEY = re.compile(
@@ -35,8 +35,7 @@ def explain(error: BaseException) -> str | None:
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, UserError | DataError):
-            # From a reading process the text of an exception holds its traceback, and ends with what it said.
-            return re.sub(r"^(\w+\.)*\w*Error: ", "", str(cause).strip().splitlines()[-1])
+            return in_one_line(cause)
     text = str(error)
     if isinstance(error, argparse.ArgumentError):
         return _explain_parser(text)
