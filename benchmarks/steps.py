@@ -1,6 +1,9 @@
-"""What a training step of ResNet-18 takes, eager and compiled, and with a fused optimizer: seconds, within one run.
+"""What a training step of ResNet-18 takes, and what answering takes: seconds, within one run.
 
-    python benchmarks/steps.py                          # two minutes on two cores
+Training eager and compiled, with a fused optimizer, and with the first stages kept as they were; answering with and
+without normalisations folded into convolutions.
+
+    python benchmarks/steps.py                          # three minutes on two cores with bf16, ten without
     python benchmarks/steps.py --device cuda --size 224 --batch 128
 
 Weights and images are random: neither changes what a step takes.
@@ -10,24 +13,51 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.allocator import keep_freed_memory
+from pipeline.finetuning.freezing import early_parameters, freeze, hold_still
 from pipeline.models.backbones import create_backbone
+from pipeline.models.folding import folded
 from pipeline.precision import computing, pick_precision
 
 STEPS, ROUNDS = 8, 3
 
+Step = Callable[[], object]
 
-def step_of(device: str, size: int, batch: int, precision: str, compiled: bool, fused: bool) -> Callable[[], None]:
-    """A training step that can be repeated."""
-    network = create_backbone("resnet18", 10).to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=fused)
+
+def images_of(device: str, size: int, batch: int) -> Tensor:
+    return torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
+
+
+def network_on(device: str) -> nn.Module:
+    return create_backbone("resnet18", 10).to(device, memory_format=torch.channels_last)
+
+
+def training(
+    images: Tensor, precision: str, *, compiled: bool = False, fused: bool = False, early: bool = True
+) -> Step:
+    """A training step that can be repeated.
+
+    Args:
+        images: of every step.
+        precision: as the trainer names it.
+        compiled: the network, by ``torch.compile``.
+        fused: the optimizer.
+        early: train the first stages, too.
+    """
+    device = images.device.type
+    network = network_on(device).train()
+    if not early:
+        freeze(network, early_parameters(network))
+        hold_still(network)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=fused)
     predict = torch.compile(network) if compiled else network
-    images = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
-    targets = torch.randint(10, (batch,), device=device)
+    targets = torch.randint(10, (len(images),), device=device)
 
     def step() -> None:
         with computing(precision, device):
@@ -39,7 +69,13 @@ def step_of(device: str, size: int, batch: int, precision: str, compiled: bool, 
     return step
 
 
-def timed(step: Callable[[], None], device: str, count: int) -> float:
+def answering(images: Tensor, *, fold: bool) -> Step:
+    """A batch in evaluation, in float32."""
+    network = network_on(images.device.type).eval()
+    return torch.inference_mode()(partial(folded(network) if fold else network, images))
+
+
+def timed(step: Step, device: str, count: int) -> float:
     """Seconds a step."""
     started = time.perf_counter()
     for _ in range(count):
@@ -60,21 +96,31 @@ def main() -> None:
     device = arguments.device
     precision, why = pick_precision(device)
     print(f"{device}, {torch.get_num_threads()} threads, {precision} ({why})")
-    print(f"batches of {arguments.batch} images of {arguments.size} px")
-    variants = {"eager": (False, False), "eager, fused AdamW": (False, True), "compiled, fused AdamW": (True, True)}
-    steps, first, taken = {}, {}, {name: [] for name in variants}
-    for name, (compiled, fused) in variants.items():
-        steps[name] = step_of(device, arguments.size, arguments.batch, precision, compiled, fused)
-        first[name] = timed(steps[name], device, 3) * 3
+    print(f"batches of {arguments.batch} images of {arguments.size} px, medians of {ROUNDS} rounds of {STEPS} steps")
+    images = images_of(device, arguments.size, arguments.batch)
+    steps = {
+        "eager": training(images, precision),
+        "eager, fused AdamW": training(images, precision, fused=True),
+        "compiled, fused AdamW": training(images, precision, compiled=True, fused=True),
+        "eager, the first stages as they were": training(images, precision, early=False),
+    }
+    print(table("a training step", steps, device))
+    answers = {"as it is": answering(images, fold=False), "normalisations folded": answering(images, fold=True)}
+    print(table("answering, float32", answers, device))
+
+
+def table(title: str, steps: dict[str, Step], device: str) -> str:
+    """In Markdown: what each takes, and how much of what the first one does."""
+    first = {name: timed(step, device, 3) * 3 for name, step in steps.items()}
+    taken: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(ROUNDS):  # by turns, so that whatever else the machine does meets all of them
         for name, step in steps.items():
             taken[name].append(timed(step, device, STEPS))
-    eager = statistics.median(taken["eager"])
-    print("| | ms a step | of eager | first three steps, s |\n|---|---:|---:|---:|")
-    for name, seconds in taken.items():
-        median = statistics.median(seconds)
-        print(f"| {name} | {1000 * median:.0f} | {median / eager:.2f} | {first[name]:.1f} |")
-    print(f"medians of {ROUNDS} rounds of {STEPS} steps")
+    medians = {name: statistics.median(seconds) for name, seconds in taken.items()}
+    usual = next(iter(medians.values()))
+    lines = [f"| {title} | ms | of the first | first three, s |", "|---|---:|---:|---:|"]
+    lines += [f"| {name} | {1000 * m:.0f} | {m / usual:.2f} | {first[name]:.1f} |" for name, m in medians.items()]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

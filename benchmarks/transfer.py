@@ -183,13 +183,17 @@ class Workplace:
 
     def prepare(self, case: Case, seed: int) -> Path:
         """The tables of a case in a folder of its own."""
-        folder = self.folder / "cases" / f"{case}-{seed}"
-        folder.mkdir(parents=True, exist_ok=True)
         images = divide(self.images(case.source), seed)
         if case.development:
             images = divide([image._replace(split=None) for image in images if image.split == "train"], seed)
         if case.few:
             images = draw(images, seed)
+        return self.write_tables(case, seed, images)
+
+    def write_tables(self, case: Case, seed: int, images: Sequence[Image]) -> Path:
+        """What contestants read: which images train and which test."""
+        folder = self.folder / "cases" / f"{case}-{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
         root = self.root_of(case)
         for split in ("train", "test"):
             rows = [(root / image.path, image.label) for image in images if image.split == split]

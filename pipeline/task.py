@@ -304,7 +304,8 @@ class ClassificationTask(LightningModule):
         rates = self.hparams["learning_rate"], self.hparams["head_learning_rate"]
         decays = self.hparams["weight_decay"], self.hparams["layer_decay"]
         groups = parameter_groups(self.network, self.head, *rates, *decays)
-        optimizer = torch.optim.AdamW(groups)
+        # One pass over each tensor. Lightning 2.6.6 does not clip what such an optimizer would unscale by itself.
+        optimizer = torch.optim.AdamW(groups, fused=not self.trainer.gradient_clip_val)
         total = max(1, int(self.trainer.estimated_stepping_batches))
         warmup = round(total * self.hparams["warmup_fraction"])
         schedule = partial(cosine_with_warmup, total_steps=total, warmup_steps=warmup)
