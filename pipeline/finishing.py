@@ -19,7 +19,6 @@ from pipeline.evaluation.predictions import Predictions, to_probabilities
 from pipeline.finetuning.features import evaluating, task_features
 from pipeline.finetuning.interpolation import USUAL_SHARE, StartingPoint, between, choose_share
 from pipeline.models.backbones import LAST_STAGES, describe
-from pipeline.models.folding import folded
 from pipeline.precision import computing
 from pipeline.runs import BEST, LAST
 from pipeline.task import ClassificationTask
@@ -181,10 +180,9 @@ class _Validation:
     def __call__(self, state: dict[str, torch.Tensor]) -> Predictions:
         task = self.task
         task.network.load_state_dict(state)
-        network = folded(task.network)
         parts: list[Any] = []
-        with evaluating(network), torch.inference_mode(), computing(self.precision, task.device.type):
+        with evaluating(task.network), torch.inference_mode(), computing(self.precision, task.device.type):
             for images in self.batches:
-                logits = network(task.normalise(images.to(task.device))).double()
+                logits = task(images.to(task.device)).double()
                 parts.append(to_probabilities(logits, task.hparams["multi_label"]).cpu())
         return Predictions(self.targets, torch.cat(parts).numpy(), task.hparams["multi_label"])

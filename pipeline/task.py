@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MeanMetric
 
 from pipeline.errors import UserError
@@ -22,7 +22,6 @@ from pipeline.finetuning.statistics import use_stored_statistics
 from pipeline.mixing import Kind, mix
 from pipeline.models.backbones import create_backbone, describe, head_name
 from pipeline.models.files import LINEAGE
-from pipeline.models.folding import folded
 from pipeline.models.hub import HubUnreachableError
 from pipeline.models.weights import Lineage, LoadReport, load_pretrained
 from pipeline.objective import Imbalance, Objective
@@ -180,8 +179,6 @@ class ClassificationTask(LightningModule):
         self.familiarity: Familiarity | None = None
         self.class_shares = class_shares
         self._in_training = False
-        # The network that answers in an evaluation; in a tuple, so that it is no part of this one.
-        self._answering: tuple[nn.Module, ...] = ()
         self.val_metrics = validation_metrics(len(classes), multi_label)
         # Weighted by images, because processes may hold unequally many; Lightning's own mean over processes is not.
         self.train_loss = MeanMetric()
@@ -220,16 +217,13 @@ class ClassificationTask(LightningModule):
         Args:
             images: uint8 (or uint16, float32) ``(N, C, H, W)``.
         """
-        return self._answer(self.network, images)
-
-    def _answer(self, network: nn.Module, images: Tensor) -> Answer:
-        normalised, familiarity = self.normalise(images), None
+        familiarity = None
         if self.familiarity is None:
-            logits = network(normalised)
+            logits = self(images)
         else:
-            logits, stages = describe(network, normalised)
+            logits, stages = describe(self.network, self.normalise(images))
             familiarity = self.familiarity(stages)
-        others = [network(normalised.flip(view)) for view in _VIEWS[self.hparams["test_time_augmentation"]]]
+        others = [self(images.flip(view)) for view in _VIEWS[self.hparams["test_time_augmentation"]]]
         views = [to_probabilities(view, self.hparams["multi_label"]) for view in (logits, *others)]
         probabilities = temper(torch.stack(views).mean(dim=0), self.temperature, self.hparams["multi_label"])
         return Answer(probabilities, familiarity)
@@ -264,8 +258,7 @@ class ClassificationTask(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
         if self._in_training:  # one view in the training's precision says well enough how it goes
-            logits = self._evaluated(self.normalise(batch["image"]))
-            probabilities = to_probabilities(logits.float(), self.hparams["multi_label"])
+            probabilities = to_probabilities(self(batch["image"]).float(), self.hparams["multi_label"])
             outputs = _answered(batch, Answer(probabilities, None))
         else:
             outputs = self._evaluate(batch)
@@ -284,21 +277,7 @@ class ClassificationTask(LightningModule):
 
     def _evaluate(self, batch: Batch) -> Batch:
         with torch.autocast(self.device.type, enabled=False), _full_float32():
-            return _answered(batch, self._answer(self._evaluated, batch["image"]))
-
-    @property
-    def _evaluated(self) -> nn.Module:
-        return self._answering[0] if self._answering else self.network
-
-    def on_validation_start(self) -> None:
-        self._answering = (folded(self.network),)
-
-    on_test_start = on_predict_start = on_validation_start
-
-    def on_validation_end(self) -> None:
-        self._answering = ()
-
-    on_test_end = on_predict_end = on_validation_end
+            return _answered(batch, self.answer(batch["image"]))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         rates = self.hparams["learning_rate"], self.hparams["head_learning_rate"]

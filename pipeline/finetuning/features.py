@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.models import backbones
-from pipeline.models.folding import folded
 
 Floats = NDArray[np.float32]
 
@@ -231,15 +230,14 @@ def task_features(
     elif hparams["head_stages"] > 1:
         record["head_stages"] = hparams["head_stages"]
     take = backbones.features if part is None else part[1]
-    sooner = folded(network)
 
     def embed(images: Tensor) -> Tensor:
         with computing():
             moved = images.to(task.device)
-            return take(sooner, task.normalise(moved if turn is None else turn[1](moved)))
+            return take(network, task.normalise(moved if turn is None else turn[1](moved)))
 
     store = FeatureStore(folder, network_digest(network), record)
-    return extract_features(sooner, embed, read_images, digests, store, progress=progress)
+    return extract_features(network, embed, read_images, digests, store, progress=progress)
 
 
 @contextmanager

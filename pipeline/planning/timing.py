@@ -13,7 +13,6 @@ from datamodules import DataError, ImageDataModule
 from datamodules.checking import usable_cores
 from pipeline.finetuning.features import evaluating
 from pipeline.finetuning.freezing import freeze, hold_still
-from pipeline.models.folding import folded
 from pipeline.task import ClassificationTask
 
 # After a step that warms up: so many, or fewer where they have taken so many seconds.
@@ -84,11 +83,10 @@ class Stopwatch:
         self._channels, self._batch_size, self._computing = len(task.mean.flatten()), batch_size, computing
         freeze(self._network, frozen)
         images = self._images(size)
-        sooner = folded(self._network)
-        with evaluating(sooner), torch.inference_mode():
-            answering = self._an_image(lambda: sooner(images))
+        with evaluating(self._network), torch.inference_mode():
+            answering = self._an_image(lambda: self._network(images))
             with computing():
-                embedding = self._an_image(lambda: sooner(images))
+                embedding = self._an_image(lambda: self._network(images))
         on_cores, cores = self._device == "cpu", usable_cores()
         #: At the size that was given.
         self.usual = Pace(size, self._training(images), embedding, answering, _reading(data), on_cores, cores)
