@@ -1,9 +1,6 @@
-"""What a training step of ResNet-18 takes, and what answering takes: seconds, within one run.
+"""What a training step of ResNet-18 takes: eager and compiled, with a fused optimizer, with the first stages kept.
 
-Training eager and compiled, with a fused optimizer, and with the first stages kept as they were; answering with and
-without normalisations folded into convolutions.
-
-    python benchmarks/steps.py                          # three minutes on two cores with bf16, ten without
+    python benchmarks/steps.py                          # three minutes on two cores with bf16, eight without
     python benchmarks/steps.py --device cuda --size 224 --batch 128
 
 Weights and images are random: neither changes what a step takes.
@@ -13,7 +10,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +17,6 @@ from torch import Tensor, nn
 from pipeline.allocator import keep_freed_memory
 from pipeline.finetuning.freezing import early_parameters, freeze, hold_still
 from pipeline.models.backbones import create_backbone
-from pipeline.models.folding import folded
 from pipeline.precision import computing, pick_precision
 
 STEPS, ROUNDS = 8, 3
@@ -69,12 +64,6 @@ def training(
     return step
 
 
-def answering(images: Tensor, *, fold: bool) -> Step:
-    """A batch in evaluation, in float32."""
-    network = network_on(images.device.type).eval()
-    return torch.inference_mode()(partial(folded(network) if fold else network, images))
-
-
 def timed(step: Step, device: str, count: int) -> float:
     """Seconds a step."""
     started = time.perf_counter()
@@ -104,12 +93,10 @@ def main() -> None:
         "compiled, fused AdamW": training(images, precision, compiled=True, fused=True),
         "eager, the first stages as they were": training(images, precision, early=False),
     }
-    print(table("a training step", steps, device))
-    answers = {"as it is": answering(images, fold=False), "normalisations folded": answering(images, fold=True)}
-    print(table("answering, float32", answers, device))
+    print(table(steps, device))
 
 
-def table(title: str, steps: dict[str, Step], device: str) -> str:
+def table(steps: dict[str, Step], device: str) -> str:
     """In Markdown: what each takes, and how much of what the first one does."""
     first = {name: timed(step, device, 3) * 3 for name, step in steps.items()}
     taken: dict[str, list[float]] = {name: [] for name in steps}
@@ -118,7 +105,7 @@ def table(title: str, steps: dict[str, Step], device: str) -> str:
             taken[name].append(timed(step, device, STEPS))
     medians = {name: statistics.median(seconds) for name, seconds in taken.items()}
     usual = next(iter(medians.values()))
-    lines = [f"| {title} | ms | of the first | first three, s |", "|---|---:|---:|---:|"]
+    lines = ["| | ms a step | of the first | first three steps, s |", "|---|---:|---:|---:|"]
     lines += [f"| {name} | {1000 * m:.0f} | {m / usual:.2f} | {first[name]:.1f} |" for name, m in medians.items()]
     return "\n".join(lines)
 
