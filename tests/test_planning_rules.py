@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 
 from pipeline.errors import UserError
 from pipeline.planning import rules
-from pipeline.planning.budget import Budget
+from pipeline.planning.budget import Budget, Fitted
 from pipeline.planning.duration import in_words, seconds_of
 from pipeline.planning.facts import Facts
 from pipeline.planning.plan import Choice, Plan
@@ -200,12 +200,17 @@ def test_every_rule_says_why() -> None:
 
 # Budgets
 
-PACE = Pace(size=160, training=0.01, embedding=0.003, answering=0.004, reading=0.004, shares_cores=True, readers=2)
+PACE = Pace(size=160, embedding=0.003, answering=0.004, reading=0.004, shares_cores=True, readers=2)
 SIZES = [(96, 128), (128, 160), (160, 192), (224, 256)]
 
 
-def fitted(seconds: float, spent: float = 10.0, **other: object):
-    budget = Budget(seconds, lambda: spent, replace(PACE, **other).at, FACTS, views=2)
+def budget_of(seconds: float, facts: Facts = FACTS, preparing: float = 0.0, learning: float = 0.01) -> Budget:
+    """Of which ten seconds have passed; an image of 160 px is learned from in so many."""
+    return Budget(seconds, lambda: 10, PACE.at, lambda size: learning * (size / 160) ** 2, facts, 2, preparing)
+
+
+def fitted(seconds: float, learning: float = 0.01) -> Fitted:
+    budget = budget_of(seconds, learning=learning)
     return budget.fit(SIZES, usual=4, usual_size=160, solved=True, suffices=True)
 
 
@@ -221,10 +226,18 @@ def test_more_time_means_more_pixels_and_epochs_and_is_never_exceeded() -> None:
 
 
 def test_too_little_time_to_train_still_solves_a_head() -> None:
-    found = fitted(45, training=0.5)
+    found = fitted(45, learning=0.5)
     assert found.epochs == 0
     with pytest.raises(UserError, match=r"--budget: expected at least \d+ s .*\(of which 10 s .*found 12 s"):
         fitted(12)
+
+
+def test_where_even_looking_takes_too_long_nobody_measures_how_long_learning_does() -> None:
+    def never(size: int) -> float:
+        raise AssertionError(f"measured at {size} px")
+
+    found = replace(budget_of(45), training=never).fit(SIZES, usual=4, usual_size=160, solved=True, suffices=True)
+    assert found.epochs == 0
 
 
 def test_a_head_on_more_pixels_is_preferred_to_hardly_any_training() -> None:
@@ -240,7 +253,7 @@ def test_a_head_on_more_pixels_is_preferred_to_hardly_any_training() -> None:
 
 def test_where_no_head_can_be_solved_there_are_fewer_epochs_and_pixels() -> None:
     def fitted(seconds: float) -> tuple[int, int]:
-        found = Budget(seconds, lambda: 10, PACE.at, FACTS, views=2).fit(SIZES, 4, 160, solved=False)
+        found = budget_of(seconds).fit(SIZES, 4, 160, solved=False)
         return found.train_size, found.epochs
 
     assert fitted(50)[0] == 96
@@ -248,23 +261,25 @@ def test_where_no_head_can_be_solved_there_are_fewer_epochs_and_pixels() -> None
 
 
 def test_what_is_tried_before_training_counts_where_something_is_trained() -> None:
-    budget, trying = (Budget(100, lambda: 10, PACE.at, FACTS, views=2, preparing=seconds) for seconds in (0, 7))
+    budget, trying = (budget_of(100, preparing=seconds) for seconds in (0, 7))
     assert trying.expected(160, 192, 1, True) == budget.expected(160, 192, 1, True) + 7
     assert trying.expected(160, 192, 0, True) == budget.expected(160, 192, 0, True)
 
 
-def test_what_tells_strange_images_counts_where_images_are_held_out() -> None:
+@pytest.mark.parametrize(("head_stages", "described"), [(1, 500 + 100), (3, 100)])
+def test_what_tells_strange_images_counts_where_images_are_held_out(head_stages: int, described: int) -> None:
     def expected(validated: int) -> float:
-        facts = replace(FACTS, images=2_000, validated=validated, tested=400 - validated)
-        return Budget(100, lambda: 10, PACE.at, facts, views=1).expected(160, 160, 0, True)
+        facts = replace(FACTS, images=2_000, validated=validated, tested=400 - validated, head_stages=head_stages)
+        return budget_of(100, facts).expected(160, 160, 0, True)
 
-    # 500 images that were trained on, and those held out, pass once more; all else is the same.
-    assert expected(100) - expected(0) == pytest.approx(600 * PACE.with_reading(PACE.embedding))
+    # 500 images that were trained on, but for what a head on several stages has left of them, and those held out pass
+    # once more; all else is the same.
+    assert expected(100) - expected(0) == pytest.approx(described * PACE.with_reading(PACE.embedding))
     assert expected(19) == pytest.approx(expected(0))
 
 
 def test_epochs_that_are_set_are_not_changed() -> None:
-    budget = Budget(200, lambda: 10, PACE.at, FACTS, views=2)
+    budget = budget_of(200)
     sizes = {epochs: budget.fit(SIZES, 4, 160, solved=True, epochs=epochs) for epochs in (1, 4, 12)}
     assert {epochs: found.epochs for epochs, found in sizes.items()} == {1: 1, 4: 4, 12: 12}
     assert sizes[1].train_size > sizes[12].train_size

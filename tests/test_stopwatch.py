@@ -1,12 +1,14 @@
 """How long an image takes: measured without a trace, and only where the work does not simply grow with the area."""
 
 import contextlib
+from functools import partial
 
 import pytest
 import torch
 
 from pipeline.planning import timing
 from pipeline.planning.timing import Stopwatch
+from pipeline.precision import computing
 from pipeline.task import ClassificationTask
 
 
@@ -27,7 +29,7 @@ def stopwatch(task: ClassificationTask, frozen: tuple[str, ...] = ()) -> Stopwat
 
 def test_weights_and_statistics_are_left_as_they_were(task: ClassificationTask) -> None:
     before = {name: tensor.clone() for name, tensor in task.network.state_dict().items()}
-    stopwatch(task).at(32)
+    stopwatch(task).training(32)
     assert all(torch.equal(tensor, before[name]) for name, tensor in task.network.state_dict().items())
     assert all(parameter.grad is None for parameter in task.network.parameters())
 
@@ -44,10 +46,21 @@ def test_smaller_images_are_measured_and_larger_ones_follow_from_the_area(
 
     monkeypatch.setattr(Stopwatch, "_training", watched)
     watch = stopwatch(task)
-    assert watch.at(128).training == pytest.approx(4 * watch.usual.training)
-    assert watch.at(32) is watch.at(32)
+    assert measured == []
+    assert watch.training(128) == pytest.approx(4 * watch.training(64))
+    assert watch.training(32) == watch.training(32)
     assert measured == [64, 32]
-    assert watch.at(32).embedding == pytest.approx(watch.usual.embedding / 4)
+    assert watch.usual.at(32).embedding == pytest.approx(watch.usual.embedding / 4)
+
+
+@pytest.mark.parametrize(("precision", "looks"), [("32-true", 1), ("bf16-mixed", 2)])
+def test_looking_is_measured_in_each_precision(
+    task: ClassificationTask, monkeypatch: pytest.MonkeyPatch, precision: str, looks: int
+) -> None:
+    measured: list[object] = []
+    monkeypatch.setattr(Stopwatch, "_an_image", lambda self, step: float(len(measured.append(step) or measured)))
+    watch = Stopwatch(task, None, 64, 4, partial(computing, precision, "cpu"))  # type: ignore[arg-type]
+    assert (watch.usual.answering, watch.usual.embedding) == (1, looks)
 
 
 @pytest.mark.parametrize(("seconds", "timed"), [((0.2, 0.1), 2), ((3.0, 0.1), 1)])

@@ -45,7 +45,8 @@ class Budget:
     Attributes:
         seconds: from the start of the program to its end.
         elapsed: how many of them have passed.
-        pace: what an image takes, by its size.
+        pace: what an image takes to be read and answered, by its size.
+        training: seconds that the network takes to learn from one, by its size; to ask takes seconds itself.
         facts: how many images there are.
         views: of an image that evaluation averages where the network is trained; of one with a solved head there is
             one.
@@ -55,6 +56,7 @@ class Budget:
     seconds: float
     elapsed: Callable[[], float]
     pace: Callable[[int], Pace]
+    training: Callable[[int], float]
     facts: Facts
     views: int
     preparing: float = 0.0
@@ -68,6 +70,10 @@ class Budget:
             epochs: passes over the training images.
             solved: whether all training images pass the network once before, as they do without epochs.
         """
+        return self._expected(train_size, image_size, epochs, solved, self.training(train_size) if epochs else 0.0)
+
+    def _expected(self, train_size: int, image_size: int, epochs: int, solved: bool, training: float) -> float:
+        """The same where the network takes so many seconds to learn from an image."""
         facts, large = self.facts, self.pace(image_size)
         evaluated = facts.validated + facts.tested
         embedded = large.with_reading(large.embedding)
@@ -75,14 +81,15 @@ class Budget:
         tried = (facts.images + evaluated) * large.reading / 2 / large.readers  # whether they can be read
         seconds = self.elapsed() + _OPENING + tried + evaluated * answered / facts.devices + _CLOSING
         if facts.validated >= LEAST_HELD_OUT:
-            seconds += sum(min(ASKED_OF_FAMILIARITY, count) for count in (facts.images, facts.validated)) * embedded
+            # A head that is solved on several stages leaves what describes the training images.
+            described = (facts.images if epochs or facts.head_stages == 1 else 0, facts.validated)
+            seconds += sum(min(ASKED_OF_FAMILIARITY, count) for count in described) * embedded
         if solved or not epochs:
             seconds += facts.images * embedded + _SOLVING
         if not epochs:
             return seconds
         chosen = _NETWORKS * min(ASKED_OF_EPOCHS, facts.validated) * large.embedding
-        small = self.pace(train_size)
-        trained = facts.images * small.with_reading(small.training) + facts.validated * embedded
+        trained = facts.images * self.pace(train_size).with_reading(training) + facts.validated * embedded
         return seconds + self.preparing + chosen + epochs * trained / facts.devices
 
     def fit(
@@ -132,6 +139,10 @@ class Budget:
         """The first size at which at least so many epochs fit, and how many do."""
         allowed = _PLANNED * self.seconds
         for train_size, image_size in sizes:
+            # To learn from an image takes longer than to look at it, and nobody need measure how much longer where even
+            # that is too long.
+            if self._expected(train_size, image_size, least, solved, self.pace(train_size).embedding) > allowed:
+                continue
             shortest = self.expected(train_size, image_size, least, solved)
             if shortest > allowed:
                 continue

@@ -147,7 +147,8 @@ class Planner:
         budget = Budget(
             seconds,
             lambda: time.perf_counter() - started,
-            stopwatch.at,
+            stopwatch.usual.at,
+            stopwatch.training,
             facts,
             _EXPECTED_VIEWS,
             self._seconds_of_turns(stopwatch, size.value) if self._tries_turns else 0.0,

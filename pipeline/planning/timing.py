@@ -22,11 +22,10 @@ _READ = 24  # images
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds an image takes, at one size.
+    """Seconds an image takes to be read and answered, at one size.
 
     Attributes:
         size: side of the network's input in pixels.
-        training: forward, backward and a step, in the training's precision.
         embedding: forward in the training's precision.
         answering: forward in float32.
         reading: decoding and augmenting, on one core.
@@ -35,7 +34,6 @@ class Pace:
     """
 
     size: int
-    training: float
     embedding: float
     answering: float
     reading: float
@@ -45,8 +43,7 @@ class Pace:
     def at(self, size: int) -> "Pace":
         """The same for another size, as far as work grows with the area."""
         ratio = (size / self.size) ** 2
-        scaled = {name: getattr(self, name) * ratio for name in ("training", "embedding", "answering")}
-        return replace(self, size=size, **scaled)
+        return replace(self, size=size, embedding=self.embedding * ratio, answering=self.answering * ratio)
 
     def with_reading(self, computing: float) -> float:
         """Seconds for an image that is read, and computed on for so long."""
@@ -55,15 +52,15 @@ class Pace:
 
 
 class Stopwatch:
-    """How long an image takes on this machine, measured on a few steps when that is first asked.
+    """How long an image takes on this machine, measured on a few steps, those of training when that is first asked.
 
     Steps go through made-up images; real ones are only read. Weights and statistics are left as they were.
 
     Args:
         task: a network of its own, which nobody trains; it comes back in evaluation mode.
         data: whose training images are read.
-        size: side of the network's input in pixels; of larger ones nothing is measured, because there the work grows
-            with the area.
+        size: side of the network's input in pixels; of larger ones no training is measured, because there the work
+            grows with the area.
         batch_size: images a step.
         computing: context of the training's precision.
         frozen: names of parameters that are not trained.
@@ -86,19 +83,20 @@ class Stopwatch:
         with evaluating(self._network), torch.inference_mode():
             answering = self._an_image(lambda: self._network(images))
             with computing():
-                embedding = self._an_image(lambda: self._network(images))
+                same = not torch.is_autocast_enabled(self._device)
+                embedding = answering if same else self._an_image(lambda: self._network(images))
         on_cores, cores = self._device == "cpu", usable_cores()
         #: At the size that was given.
-        self.usual = Pace(size, self._training(images), embedding, answering, _reading(data), on_cores, cores)
-        self._measured = {size: self.usual}
+        self.usual = Pace(size, embedding, answering, _reading(data), on_cores, cores)
+        self._measured: dict[int, float] = {}
 
-    def at(self, size: int) -> Pace:
-        """The pace at a size."""
+    def training(self, size: int) -> float:
+        """Seconds an image takes forward, backward and in a step, at a size, in the training's precision."""
         if size > self.usual.size:
-            return self.usual.at(size)
+            return self.training(self.usual.size) * (size / self.usual.size) ** 2
         # Smaller ones gain less than their area: some steps take as long for a small image as for a larger one.
         if size not in self._measured:
-            self._measured[size] = replace(self.usual.at(size), training=self._training(self._images(size)))
+            self._measured[size] = self._training(self._images(size))
         return self._measured[size]
 
     def _images(self, size: int) -> Tensor:
