@@ -23,11 +23,11 @@ def main():
     held = Held()
     weakref.finalize(held, print, "what is finalised")
     atexit.register(print, "what was registered")
-    threading.Thread(target=lambda: (time.sleep(0.2), print("the thread"))).start()
     rows = [{{}} for _ in range(500_000)]
     for row in rows:
         row["itself"] = row
     print("the last line")
+    threading.Thread(target=lambda: (time.sleep(0.1), print("the thread"))).start()
     {end}
 
 {call}
