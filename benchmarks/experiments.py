@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from pipeline.checkpoints import read_checkpoint
 from pipeline.finetuning.statistics import normalisations
-from pipeline.models.backbones import depth_groups
 from pipeline.models.resnet import Block
 from pipeline.task import ClassificationTask
 
@@ -89,15 +88,6 @@ class MovingAverage(Callback):
         for name, norm in moving.items():
             tensors |= {f"{name}.running_mean": norm.running_mean, f"{name}.running_var": norm.running_var}
         return tensors
-
-
-class SecondStageTrained(Callback):
-    """Trains the second stage, too, and leaves only the stem and the first as they were."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":  # as the strategy does: before the optimizer is made
-            for name in depth_groups(pl_module.network, coarse=True)[2]:
-                pl_module.network.get_parameter(name).requires_grad_(True)
 
 
 class StochasticDepth(Callback):

@@ -8,13 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.cli import main
-from pipeline.finetuning import freezing
 from pipeline.finetuning.freezing import early_parameters
 from pipeline.models.backbones import create_backbone
 from pipeline.planning import planner
 from tests.support import fast, pretrained
-
-EARLY = len(early_parameters(create_backbone("resnet20", 3)))
 
 
 def stages(names: list[str]) -> list[str]:
@@ -22,9 +19,20 @@ def stages(names: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "resnext50_32x4d", "timm/resnet18"])
-def test_of_a_residual_network_they_are_the_stem_and_the_first_two_stages(backbone: str) -> None:
+def test_of_a_residual_network_they_are_the_stem_and_the_first_stage(backbone: str) -> None:
     network = create_backbone(backbone, 3)
-    assert stages(early_parameters(network)) == ["bn1", "conv1", "layer1", "layer2"]
+    assert stages(early_parameters(network)) == ["bn1", "conv1", "layer1"]
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50", "resnet152", "seresnet50", "wide_resnet50_2"])
+def test_a_larger_share_is_two_stages(backbone: str) -> None:
+    early = early_parameters(create_backbone(backbone, 3), 0.07)
+    assert stages(early) == ["bn1", "conv1", "layer1", "layer2"]
+
+
+def test_a_share_of_nothing_is_nothing() -> None:
+    network = create_backbone("resnet20", 3)
+    assert early_parameters(network, False) == early_parameters(network, 0.0) == []
 
 
 @pytest.mark.parametrize("backbone", ["resnet20", "timm/tf_efficientnet_lite0", "timm/convnext_pico"])
@@ -33,7 +41,7 @@ def test_they_hold_little_of_what_can_be_learned_in_any_network(backbone: str) -
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
     early = early_parameters(network)
     assert early
-    assert sum(sizes[name] for name in early) <= 0.07 * sum(sizes.values())
+    assert sum(sizes[name] for name in early) <= 0.02 * sum(sizes.values())
 
 
 def test_a_first_layer_for_other_channels_has_to_learn() -> None:
@@ -69,7 +77,7 @@ def test_they_move_where_that_is_asked(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "count"), [([], EARLY), (["--finetuning.freeze_early=false"], 0), (["--finetuning=FullFineTuning"], 0)]
+    ("told", "count"), [([], 3), (["--finetuning.freeze_early=false"], 0), (["--finetuning=FullFineTuning"], 0)]
 )
 def test_a_budget_reckons_with_them(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, told: list[str], count: int
@@ -86,6 +94,22 @@ def test_a_budget_reckons_with_them(
     assert len(seen[0]) == count
 
 
+def test_as_many_of_them_as_are_asked_for_stay(arguments: list[str]) -> None:
+    assert main([*arguments, "--finetuning.freeze_early=0.3"]) == 0
+    brought, found = load_file("weights.safetensors"), trained()
+    weights = [name for name, _ in create_backbone("resnet20", 3).named_parameters() if not name.startswith("linear")]
+    same = [name for name in weights if torch.equal(brought[name], found[name])]
+    assert stages(same) == ["bn1", "conv1", "layer1", "layer2"]
+
+
+@pytest.mark.parametrize("share", ["1.0", "-0.1"])
+def test_a_share_out_of_range_is_a_mistake(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], share: str
+) -> None:
+    assert main([*arguments, f"--finetuning.freeze_early={share}"]) == 2
+    assert "finetuning.freeze_early: expected true, false or a share in [0, 1)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("told", ["--finetuning.freeze_early=false", "--finetuning=FullFineTuning"])
 def test_a_run_cannot_go_on_with_others_frozen(
     arguments: list[str], capsys: pytest.CaptureFixture[str], told: str
@@ -93,22 +117,4 @@ def test_a_run_cannot_go_on_with_others_frozen(
     assert main(arguments) == 0
     (folder,) = Path("runs").iterdir()
     assert main([*arguments, told, f"--ckpt_path={folder / 'last.ckpt'}", "--trainer.max_epochs=3"]) == 2
-    assert f"in which {EARLY} tensors were frozen" in capsys.readouterr().err
-
-
-def test_a_run_that_froze_fewer_stages_goes_on_so(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as earlier:
-        earlier.setattr(freezing, "_EARLY", 0.02)  # as releases before had it
-        assert main(arguments) == 0
-    (folder,) = Path("runs").iterdir()
-    before = torch.load(folder / "last.ckpt", weights_only=True)
-    assert main([*arguments, f"--ckpt_path={folder / 'last.ckpt'}", "--trainer.max_epochs=3"]) == 0
-    (folder,) = set(Path("runs").iterdir()) - {folder}
-    after = torch.load(folder / "last.ckpt", weights_only=True)
-    weights = {name for name, _ in create_backbone("resnet20", 3).named_parameters()}
-    still = {
-        name for name in weights if torch.equal(*(each["state_dict"][f"network.{name}"] for each in (before, after)))
-    }
-    assert stages(before["frozen"]) == ["bn1", "conv1"]
-    assert still == set(before["frozen"]) == set(after["frozen"])
-    assert after["epoch"] == 2
+    assert "in which 3 tensors were frozen" in capsys.readouterr().err

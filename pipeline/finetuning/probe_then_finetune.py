@@ -19,20 +19,25 @@ class ProbeThenFineTune(SolvedHead):
         features: folder where features are kept; none: below ``~/.cache``.
         measure: measure statistics of batch normalisations; otherwise those that the weights brought are used.
         interpolate: choose a network between both by the validation images; otherwise the best epoch is taken.
-        freeze_early: the first stages keep what they have learned (:func:`~pipeline.finetuning.freezing
-            .early_parameters`); otherwise everything is trained.
+        freeze_early: the first stages keep what they have learned, those that have this share of the backbone's weights
+            together at most; true: 0.02 (:func:`~pipeline.finetuning.freezing.early_parameters`); false: everything
+            is trained.
     """
 
     def __init__(
-        self, features: str | None = None, interpolate: bool = True, measure: bool = True, freeze_early: bool = True
+        self,
+        features: str | None = None,
+        interpolate: bool = True,
+        measure: bool = True,
+        freeze_early: bool | float = True,
     ) -> None:
         super().__init__(features)
         self.measures = measure
         self.interpolates = interpolate
-        self.freezes_early = freeze_early
+        self.freeze_early = freeze_early
 
     def frozen(self, network: nn.Module) -> list[str]:
-        return early_parameters(network) if self.freezes_early else []
+        return early_parameters(network, self.freeze_early)
 
     def describe(self, network: nn.Module) -> str:
         total, frozen = len(list(network.parameters())), len(self.frozen(network))

@@ -8,7 +8,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
 from pipeline.errors import UserError
-from pipeline.finetuning.freezing import continues, freeze, frozen_digest, frozen_tensors, hold_still
+from pipeline.finetuning.freezing import freeze, frozen_digest, frozen_tensors, hold_still
 
 #: Where a checkpoint keeps the names of the parameters that were not trained.
 FROZEN = "frozen"
@@ -29,7 +29,6 @@ class Strategy(Callback, ABC):
     takes_steps = True
     #: Whether what it hands over is chosen between the start and the end of the training, not among its epochs.
     interpolates = False
-    _frozen_when_begun: list[str] | None = None  # of a training that goes on
 
     @abstractmethod
     def frozen(self, network: nn.Module) -> list[str]:
@@ -46,27 +45,19 @@ class Strategy(Callback, ABC):
             freeze(pl_module.network, self.frozen(pl_module.network))  # type: ignore[arg-type]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[FROZEN] = self._begun(pl_module.network)  # type: ignore[arg-type]
+        checkpoint[FROZEN] = self.frozen(pl_module.network)  # type: ignore[arg-type]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
         # The optimizer's state is kept by number, and would be another parameter's.
-        network: nn.Module = pl_module.network  # type: ignore[assignment]
-        then, now = checkpoint.get(FROZEN, []), self.frozen(network)
-        if not continues(network, now, then):
+        then, now = checkpoint.get(FROZEN, []), self.frozen(pl_module.network)  # type: ignore[arg-type]
+        if then != now:
             raise UserError(
                 f"finetuning: expected the strategy that the checkpoint was trained with, in which {len(then)} tensors "
                 f"were frozen, found {type(self).__name__}, which freezes {len(now)}; set finetuning as it was, or "
                 "start anew from the checkpoint's network with model.weights."
             )
-        self._frozen_when_begun = then
-        for name in set(now) - set(then):  # before the optimizer is made
-            network.get_parameter(name).requires_grad_(True)
-
-    def _begun(self, network: nn.Module) -> list[str]:
-        """Names of the parameters that have been frozen since the training began, by whatever release."""
-        return self.frozen(network) if self._frozen_when_begun is None else self._frozen_when_begun
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._before = frozen_digest(pl_module.network)  # type: ignore[arg-type]

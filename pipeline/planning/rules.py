@@ -18,6 +18,8 @@ MANY = 20_000
 #: From this many images in a batch on their own statistics are better than those of before.
 LEAST_FOR_STATISTICS = 8
 
+# So few leave two stages as they are, which have a sixteenth of a ResNet's weights together, and not one.
+_FEW, _TWO_STAGES = 500, 0.07
 _STRIDE = 32  # of the networks: other sizes are cut off at the border
 _CPU_SIZE = 160
 _CPU_ENLARGED = 128  # of smaller images; 160 px take a third longer, for a point on some sets and none on others
@@ -64,14 +66,16 @@ def strategy(facts: Facts, epochs: int, trains: bool) -> Ruled:
     """
     if not facts.pretrained:
         return Ruled(strategy_of("FullFineTuning"), "there are no pretrained weights to build on")
-    fresh = strategy_of("FullFineTuning", freeze_early=facts.images <= MANY)
+    few = facts.images <= _FEW
+    fresh = strategy_of("FullFineTuning", freeze_early=_TWO_STAGES if few else facts.images <= MANY)
     if not facts.linear_head:
         return Ruled(fresh, "the network's head is not linear, and cannot be solved")
     if facts.images * epochs >= _FRESH_FROM:
         return Ruled(
             fresh,
             f"{facts.images * epochs:,} images pass in all: enough for a fresh head, which fits the training images "
-            "less than a solved one before the features have moved",
+            "less than a solved one before the features have moved"
+            + (f"; what the first stages see, {facts.images} images do not change for the better" if few else ""),
         )
     if facts.head_stages > 1 and not trains:
         return Ruled(
@@ -257,7 +261,7 @@ def test_time_augmentation(facts: Facts, orientation: str) -> Ruled:
     return Ruled("flip", "an image and its mirror image, which takes twice as long where it is served")
 
 
-def strategy_of(name: str, **arguments: bool) -> dict[str, Any]:
+def strategy_of(name: str, **arguments: bool | float) -> dict[str, Any]:
     """A strategy of ours, as the settings name it."""
     named: dict[str, Any] = {"class_path": f"pipeline.finetuning.{name}"}
     return {**named, "init_args": arguments} if arguments else named
