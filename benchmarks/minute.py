@@ -1,6 +1,6 @@
 """A classifier from 1,000 images in a minute: ours with ``--budget 1m`` against a logistic regression.
 
-    PIPELINE_MATERIAL=... python benchmarks/minute.py                       # twelve minutes on two cores
+    PIPELINE_MATERIAL=... python benchmarks/minute.py                       # fifteen minutes on two cores
 
 Of each source, 750 images train and 250 test, near-duplicates on one side (as ``benchmarks/transfer.py`` divides them).
 Both start from the same ResNet-18; the peer classifies its frozen features of 160 px. Seconds run from the start of a
