@@ -8,7 +8,6 @@ process to its end.
 """
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import numpy as np
 from transfer import (
     Case,
     Image,
-    Result,
     Workplace,
     add_folders,
     divide,
@@ -25,6 +23,7 @@ from transfer import (
     material_folder,
     read_results,
 )
+from transfer_report import report
 
 OURS, PEER = "ours --budget=1m", "logistic_regression"
 COUNTS = {"train": 750, "test": 250}
@@ -52,30 +51,6 @@ def prepare(workplace: Workplace, case: Thousand, seed: int) -> Path:
     return workplace.write_tables(case, seed, drawn)
 
 
-def table(results: Sequence[Result]) -> str:
-    """In Markdown: a row a case, means over seeds."""
-    of: dict[tuple[str, str], list[Result]] = {}
-    for result in results:
-        of.setdefault((result["case"], result["contestant"]), []).append(result)
-    lines = ["| | ours: accuracy, log loss, s | logistic regression | seeds | test images |", "|---|---|---|---:|---:|"]
-    for name in CASES:
-        if (name, OURS) not in of or (name, PEER) not in of:
-            continue
-        cells = [
-            ", ".join(
-                f"{factor * np.mean([result[value] for result in of[name, contestant]]):.{digits}f}"
-                for value, factor, digits in (("accuracy", 100, 1), ("log_loss", 1, 3), ("seconds", 1, 0))
-            )
-            for contestant in (OURS, PEER)
-        ]
-        longest = max(result["seconds"] for result in of[name, OURS])
-        ours = of[name, OURS]
-        lines.append(
-            f"| {name} | {cells[0]} (at most {longest:.0f}) | {cells[1]} | {len(ours)} | {ours[0]['images']} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
@@ -93,7 +68,7 @@ def main() -> None:
                 keep_result(arguments.results, result)
                 said = f"{result['accuracy']:.4f} in {result['seconds']:.0f} s"
                 print(f"{case}, seed {seed}, {contestant}: {said}", flush=True)
-    print(table(read_results(arguments.results)))
+    print(report(read_results(arguments.results), list(CASES)))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,20 @@
 """What the task learns with: normalisation, precision, parameter groups, schedule, monitor."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pipeline.cli import main
 from pipeline.errors import UserError
 from pipeline.finetuning.optimization import cosine_with_warmup, parameter_groups
 from pipeline.models.backbones import IMAGENET_PREPROCESSING
 from pipeline.monitor import choose_monitor
 from pipeline.precision import pick_precision
 from pipeline.task import ClassificationTask
+from tests.support import fast, pretrained
 
 RECORD = {**IMAGENET_PREPROCESSING, "size": 64}
 
@@ -107,6 +111,13 @@ def test_rates_under_auto_depend_on_where_training_starts() -> None:
     assert (make().hparams["learning_rate"], make().hparams["head_learning_rate"]) == (1e-3, 1e-3)
     given = make(learning_rate=3e-5, head_learning_rate=7e-5)
     assert (given.hparams["learning_rate"], given.hparams["head_learning_rate"]) == (3e-5, 7e-5)
+
+
+def test_gradients_are_clipped_in_mixed_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = ["--trainer.gradient_clip_val=1", "--trainer.precision=bf16-mixed", "--trainer.logger=false"]
+    arguments = [*fast(tmp_path / "images"), *pretrained(tmp_path, per_class=12), "--finetuning=FullFineTuning"]
+    assert main(["fit", *arguments, "--trainer.max_epochs=1", *told]) == 0
 
 
 def test_a_hub_out_of_reach_is_an_error_or_a_start_from_scratch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ class Planner:
         both = [(tried, self._given(IMAGE_SIZE) or rules.image_size(facts, tried).value) for tried in sizes]
         precision = partial(computing, bench.precision, facts.device)
         strategy = self._strategy(passes.value)
-        frozen = early_parameters(bench.task.network, _freezes_early(strategy.value))
+        frozen = early_parameters(bench.task.network, _freeze_early(strategy.value))
         stopwatch = Stopwatch(bench.task, bench.data, size.value, rules.batch_size(facts).value, precision, frozen)
         budget = Budget(
             seconds,
@@ -253,7 +253,7 @@ class Planner:
         return try_turns(features, images.targets[chosen], self.facts.classes, together, bench.seed)
 
 
-def _freezes_early(strategy: dict[str, Any]) -> bool | float:
+def _freeze_early(strategy: dict[str, Any]) -> bool | float:
     """Which of the first stages a strategy leaves as they are."""
     return _argument(strategy, "freeze_early", usual=rules.name_of(strategy) == "ProbeThenFineTune")
 
