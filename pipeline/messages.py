@@ -14,6 +14,7 @@ _UNKNOWN_KEY = re.compile(
 )
 _LINKED_KEY = re.compile(r'Linked "([^"]+)" must be given via|argument \S+ --> (\S+): invalid')
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
+_ABSTRACT_CLASS = re.compile(r"class, but (\S+ )?is abstract")
 _CHOICES = re.compile(r"\[('[^\]]*')\], found (\S+)$")
 # How the parser reports that a class did not accept its arguments.
 _REFUSED_BY_A_CLASS = "Does not validate against any of the Union subtypes"
@@ -65,7 +66,7 @@ def _explain_parser(text: str) -> str:
     if match := _MISSING.search(text):
         key = f"{keys}.{match[1]}".strip(".")
         return f"{key}: expected a value, found none; give --{key} <value>, or set it in the configuration."
-    match, abstract = _UNKNOWN_CLASS.search(text), "class, but is abstract" in text
+    match, abstract = _UNKNOWN_CLASS.search(text), _ABSTRACT_CLASS.search(text)
     if (match or abstract) and keys in _classes():
         known = _classes()[keys]
         found, hint = (
@@ -73,7 +74,7 @@ def _explain_parser(text: str) -> str:
         )
         return (
             f"{keys}: expected {', '.join(known)} or the import path of such a class, found {found}; "
-            f"{hint}set {keys} to a known name."
+            f"{hint}set {keys} to a known name, before settings of its own."
         )
     lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
     leaves = list(dict.fromkeys(line for line in lines if line and not _BOILERPLATE.search(line)))

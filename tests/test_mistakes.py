@@ -82,6 +82,7 @@ def running_runs() -> list[str]:
         ("--data=ElpvDataModul", "did you mean ElpvDataModule? set data"),
         ("--finetuning=LinearProb", f"expected {STRATEGIES} or the import path"),
         ("--finetuning=Strategy", f"expected {STRATEGIES} or the import path"),
+        ("--finetuning.freeze_early=0.07", f"expected {STRATEGIES} or the import path"),
         ("--finetuning={class_path: GradualUnfreezing, init_args: {share: 0}}", "finetuning.share: expected a share"),
         ("--model.layer_decay=0", "model.layer_decay: expected a factor in (0, 1], found 0"),
         ("--budget=soon", "--budget: expected a time such as 90s, 5m or 1h30m, found 'soon'"),
