@@ -58,7 +58,11 @@ def prepare(workplace: Workplace, case: Thousand, seed: int) -> Path:
 
 def kept(results: Sequence[Result]) -> str:
     """By budget: how many runs kept it, the longest one, and what more time gained, paired by case and seed."""
-    lines = ["", "| budget | kept | longest, s | accuracy, against the one before | log loss |", "|---|---|---:|---:|---:|"]
+    lines = [
+        "",
+        "| budget | kept | longest, s | accuracy, against the one before | log loss |",
+        "|---|---|---:|---:|---:|",
+    ]
     before: dict[object, Result] = {}
     for contestant, seconds in CONTESTANTS.items():
         runs = {(run["case"], run["seed"]): run for run in results if run["contestant"] == contestant}

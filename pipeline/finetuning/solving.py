@@ -1,6 +1,5 @@
 """A head that is solved, not trained: on features of the training images, under the network as it stands."""
 
-import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,6 +17,7 @@ from pipeline.finetuning.features import in_batches, task_features
 from pipeline.finetuning.probe import Probe, fit_probe
 from pipeline.finetuning.statistics import measure_statistics
 from pipeline.finetuning.strategy import Strategy
+from pipeline.home import cache_home
 from pipeline.models import backbones
 
 # Augmented training images that statistics are measured on, and how many are normalised together.
@@ -58,7 +58,7 @@ class SolvedHead(Strategy):
     turns = False
 
     def __init__(self, features: str | None = None) -> None:
-        self.folder = feature_folder() if features is None else Path(features).expanduser()
+        self.folder = cache_home("features") if features is None else Path(features).expanduser()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.ckpt_path is None:
@@ -76,12 +76,6 @@ class SolvedHead(Strategy):
         task.network.load_state_dict(statistics, strict=False)
         probe = solve_head(trainer, task, data, self.folder, data.turns if self.turns else {})
         return {**statistics, f"{task.head}.weight": probe.weight, f"{task.head}.bias": probe.bias}
-
-
-def feature_folder() -> Path:
-    """Where features are kept, unless a person names another folder."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
-    return (home / "transfer-pipeline" / "features").expanduser()
 
 
 def _images_for(strategy: str, trainer: Trainer, task: Any) -> PlainImages:

@@ -14,7 +14,8 @@ from torch import Tensor
 from datamodules import DataError, ImageDataModule
 from pipeline.finetuning.features import task_features
 from pipeline.finetuning.freezing import early_parameters
-from pipeline.finetuning.solving import feature_folder, held_out_together
+from pipeline.finetuning.solving import held_out_together
+from pipeline.home import cache_home
 from pipeline.planning import rules
 from pipeline.planning.budget import Budget, Fitted
 from pipeline.planning.facts import Facts
@@ -218,7 +219,7 @@ class Planner:
     def _feature_folder(self) -> Path:
         """Where the strategy will look for what is computed here."""
         named = (self._given("finetuning") or {}).get("init_args", {}).get("features")
-        return feature_folder() if named is None else Path(named).expanduser()
+        return cache_home("features") if named is None else Path(named).expanduser()
 
     def _try_turns(self) -> Recognised | None:
         bench = self.bench

@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from pipeline.errors import UserError
+from pipeline.tracking.fresh import lay_out
 
 _SQLITE = "sqlite:///"
 DEFAULT_URI = _SQLITE + "mlflow.db"
@@ -63,6 +64,7 @@ def prepare_store(tracking_uri: str) -> None:
         raise OSError(f"'{file}' cannot be written")
     name = hashlib.sha256(tracking_uri.encode()).hexdigest()[:16]
     with FileLock(Path(tempfile.gettempdir()) / f"transfer-pipeline-{name}.lock"):
+        lay_out(file)
         MlflowClient(tracking_uri, tracking_uri).search_experiments(max_results=1)
 
 

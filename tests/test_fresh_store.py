@@ -1,0 +1,85 @@
+"""A new local store is a copy of an empty one, and cannot be told from one that MLflow makes."""
+
+import sqlite3
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.tracking import fresh
+from pipeline.tracking.fresh import lay_out
+from pipeline.tracking.store import prepare_store
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "transfer-pipeline" / "stores"
+
+
+def content(file: Path) -> dict[str, object]:
+    """How all tables were made, and the migration that the last of them is from."""
+    with sqlite3.connect(file) as store:
+        tables = dict(store.execute("SELECT name, sql FROM sqlite_master WHERE type IN ('table', 'index', 'trigger')"))
+        version = store.execute("SELECT version_num FROM alembic_version").fetchall()
+    return {"tables": tables, "version": version}
+
+
+def test_it_is_what_mlflow_makes(tmp_path: Path, cache: Path) -> None:
+    theirs, ours = tmp_path / "theirs.db", tmp_path / "project" / "ours.db"
+    MlflowClient(f"sqlite:///{theirs}").search_experiments()
+    ours.parent.mkdir()
+    prepare_store(f"sqlite:///{ours}")
+    assert content(ours) == content(theirs)
+    assert [file.name for file in ours.parent.iterdir()] == ["ours.db"]
+    assert {file.suffix for file in cache.iterdir()} <= {".db", ".lock"}
+    experiments = [MlflowClient(f"sqlite:///{file}").search_experiments() for file in (theirs, ours)]
+    (default,), (of_ours,) = experiments
+    assert (of_ours.experiment_id, of_ours.name) == (default.experiment_id, default.name) == ("0", "Default")
+    assert of_ours.artifact_location == default.artifact_location
+
+
+def test_migrations_are_repeated_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lay_out(tmp_path / "one.db")
+    assert (cache / f"mlflow-{mlflow.__version__}.db").is_file()
+
+    def never(url: str) -> None:
+        raise AssertionError(url)
+
+    monkeypatch.setattr("mlflow.db.upgrade.callback", never)
+    lay_out(tmp_path / "two.db")
+    assert content(tmp_path / "two.db") == content(tmp_path / "one.db")
+
+
+def test_what_is_there_is_left_as_it_is(tmp_path: Path, cache: Path) -> None:
+    there = tmp_path / "notes.db"
+    there.write_bytes(b"not a store")
+    lay_out(there)
+    assert there.read_bytes() == b"not a store"
+    assert not cache.exists()
+
+
+def test_a_store_that_comes_meanwhile_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy, there = fresh._copy, tmp_path / "m.db"
+
+    def slowly(source: Path, target: Path) -> None:
+        copy(source, target)
+        there.write_bytes(b"somebody's")
+
+    monkeypatch.setattr(fresh, "_copy", slowly)
+    lay_out(there)
+    assert there.read_bytes() == b"somebody's"
+
+
+@pytest.mark.parametrize("trouble", ["no room for it", "kept in pieces"])
+def test_without_an_empty_store_mlflow_makes_one(trouble: str, tmp_path: Path, cache: Path) -> None:
+    cache.parent.mkdir(parents=True)
+    if trouble == "kept in pieces":
+        cache.mkdir()
+        (cache / f"mlflow-{mlflow.__version__}.db").write_bytes(b"half of a file, and no database")
+    else:
+        cache.write_text("a file where the folder should be")
+    prepare_store(f"sqlite:///{tmp_path / 'm.db'}")
+    assert content(tmp_path / "m.db")["version"]
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
