@@ -1,19 +1,22 @@
 """Networks with lively numbers, and a residual network of plain functions to hold them against."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.models import summary
 from pipeline.models.family import FAMILY
 from pipeline.models.resnet import Block, ResNet
 
 
 def on_meta(name: str, num_classes: int = 1000, **options: int) -> ResNet:
     """A network of the family without memory, where only names and shapes matter."""
-    with torch.device("meta"):
-        return FAMILY[name](num_classes=num_classes, **options)
+    network = summary.on_meta(partial(FAMILY[name], num_classes=num_classes, **options))
+    assert isinstance(network, ResNet)
+    return network
 
 
 def lively(name: str, num_classes: int = 7) -> ResNet:
