@@ -1,6 +1,6 @@
 """What 1,000 images are worth in one, five and fifteen minutes: accuracy, and whether the time was kept.
 
-    PIPELINE_MATERIAL=... python benchmarks/budgets.py --seeds 0            # half an hour on two cores without bf16
+    PIPELINE_MATERIAL=... python benchmarks/budgets.py --seeds 0            # an hour on two cores without bf16
     python benchmarks/budgets.py --report                                   # the tables of what has been run
 
 Of each source, 750 images train and 250 test, near-duplicates on one side (as ``benchmarks/transfer.py`` divides them).

@@ -43,6 +43,7 @@ from transfer_report import OURS, Result, calibration_gaps, is_ours, report
 
 from datamodules.splits import grouped_split
 from datamodules.table import list_images
+from pipeline.home import cache_home
 from pipeline.precision import pick_precision
 from pipeline.provenance import code_revision
 
@@ -321,8 +322,9 @@ def key_of(result: Result) -> tuple[str, int, str]:
 
 def add_work(parser: argparse.ArgumentParser) -> None:
     """The option that says where everything is kept but results."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "transfer-pipeline" / "benchmark"
-    parser.add_argument("--work", type=Path, default=cache, help="folder of tables and logs; default: %(default)s")
+    parser.add_argument(
+        "--work", type=Path, default=cache_home("benchmark"), help="folder of tables and logs; default: %(default)s"
+    )
 
 
 def add_folders(parser: argparse.ArgumentParser, results: str) -> None:

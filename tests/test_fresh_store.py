@@ -6,6 +6,8 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import OperationalError
 
 from pipeline.tracking import fresh
 from pipeline.tracking.fresh import lay_out
@@ -79,6 +81,21 @@ def test_a_store_that_comes_meanwhile_is_left_as_it_is(tmp_path: Path, monkeypat
     monkeypatch.setattr(fresh, "_copy", slowly)
     lay_out(there)
     assert there.read_bytes() == b"somebody's"
+
+
+@pytest.mark.parametrize(
+    "failure", [OperationalError("BEGIN", None, OSError("disk full")), MlflowException("unknown revision")], ids=str
+)
+def test_what_fails_while_it_is_made_is_left_to_mlflow(
+    failure: Exception, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(url: str) -> None:
+        raise failure
+
+    monkeypatch.setattr("mlflow.db.upgrade.callback", fail)
+    lay_out(tmp_path / "m.db")
+    assert not (tmp_path / "m.db").exists()
+    assert not list(cache.glob("*.db"))
 
 
 @pytest.mark.parametrize("trouble", ["no room for it", "kept in pieces"])

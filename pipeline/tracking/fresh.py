@@ -19,19 +19,22 @@ from pipeline.home import cache_home
 def lay_out(file: Path) -> None:
     """Put the tables of this release of MLflow, with nothing in them, where there is no store yet.
 
-    What is there is left as it is. Nothing is done, and MLflow does it, where the empty store cannot be kept, or the
-    file system of the new one has no links.
+    What is there is left as it is. Nothing is done, and MLflow does it, where the empty store cannot be made or kept,
+    or the file system of the new one has no links.
 
     Args:
         file: of the new store.
     """
     if file.exists():
         return
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
     try:
         with _beside(file) as copy:
             _copy(_empty_store(), copy)
             os.link(copy, file)  # which fails where somebody was quicker
-    except (OSError, sqlite3.Error):
+    except (OSError, sqlite3.Error, SQLAlchemyError, MlflowException):
         return
 
 
