@@ -71,6 +71,21 @@ def test_what_has_not_joined_in_does_not_move(arguments: list[str], monkeypatch:
         assert all(not torch.equal(before[name], after[name]) for name in trained)
 
 
+def test_a_training_that_ends_before_all_have_joined_in_is_finished(arguments: list[str]) -> None:
+    assert main([*arguments, "--trainer.max_epochs=1"]) == 0
+    (run,) = Path("runs").iterdir()
+    assert (run / "summary.json").is_file()
+
+
+def test_what_moves_before_it_joins_in_is_noticed(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(GradualUnfreezing, "hold", lambda self, network: None)  # statistics go on moving
+    assert main(arguments) == 1
+    assert "GradualUnfreezing froze" in capsys.readouterr().err
+    assert not list(Path("runs").glob("*/summary.json"))
+
+
 def test_a_run_that_goes_on_comes_to_the_same_network(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline import fitting
 

@@ -60,13 +60,14 @@ class GradualUnfreezing(Strategy):
                 "trainer.strategy: expected ddp_find_unused_parameters_true for GradualUnfreezing on several devices, "
                 "found ddp, which waits for the gradients of frozen layers; set it."
             )
-        super().on_train_start(trainer, pl_module)
         self._thaw(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.verify(pl_module.network)  # type: ignore[arg-type]
         self._thaw(trainer, pl_module)
 
     def _thaw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let join in what does in this epoch; the rest is held, and watched until the next one."""
         network: nn.Module = pl_module.network  # type: ignore[assignment]
         assert trainer.max_epochs is not None
         frozen = set(self.still_frozen(network, trainer.current_epoch, trainer.max_epochs))
@@ -76,3 +77,4 @@ class GradualUnfreezing(Strategy):
         if pl_module.hparams.get("batch_norm") == "stored":
             use_stored_statistics(network)
         self.hold(network)
+        self.watch(network)

@@ -12,6 +12,8 @@ from pipeline.finetuning.freezing import freeze, frozen_digest, frozen_tensors, 
 
 #: Where a checkpoint keeps the names of the parameters that were not trained.
 FROZEN = "frozen"
+#: Metric of a finished training: how many frozen tensors are, bit by bit, as they were before it.
+UNCHANGED = "train/frozen_unchanged"
 
 
 class Strategy(Callback, ABC):
@@ -60,9 +62,10 @@ class Strategy(Callback, ABC):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._before = frozen_digest(pl_module.network)  # type: ignore[arg-type]
+        network: nn.Module = pl_module.network  # type: ignore[assignment]
+        self.watch(network)
         # A run that goes on in the middle of an epoch does not start that epoch again.
-        self.hold(pl_module.network)  # type: ignore[arg-type]
+        self.hold(network)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.hold(pl_module.network)  # type: ignore[arg-type]
@@ -71,7 +74,25 @@ class Strategy(Callback, ABC):
         """Keep what is frozen from moving while the rest is trained."""
         hold_still(network)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if frozen_digest(pl_module.network) != self._before:  # type: ignore[arg-type]
-            count = len(frozen_tensors(pl_module.network))  # type: ignore[arg-type]
+    def watch(self, network: nn.Module) -> None:
+        """Remember what is frozen now, bit by bit."""
+        self._watched = frozen_digest(network)
+
+    def verify(self, network: nn.Module) -> int:
+        """Compare what is frozen with how it was when it was last watched.
+
+        Returns:
+            How many parameters and buffers were compared.
+
+        Raises:
+            RuntimeError: one of them is no longer bit-identical.
+        """
+        count = len(frozen_tensors(network))
+        if frozen_digest(network) != self._watched:
             raise RuntimeError(f"{type(self).__name__} froze {count} tensors, and training has changed some of them.")
+        return count
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        count = self.verify(pl_module.network)  # type: ignore[arg-type]
+        for logger in trainer.loggers:
+            logger.log_metrics({UNCHANGED: float(count)}, trainer.global_step)
