@@ -118,6 +118,12 @@ class TransferCLI(LightningCLI):
     def make_plan(self) -> Plan:
         """Choose what is open in the settings; a run that goes on keeps what was chosen for it."""
         if self.checkpoint is not None and (earlier := self.checkpoint.parent / PLAN).is_file():
+            if self.settings.budget is not None and not self.resumed:
+                raise UserError(
+                    f"--budget: expected none for a run that goes on from '{self.checkpoint}' and keeps what was "
+                    f"chosen for it, found '{self.settings.budget}'; leave it out, and set what is to change, such as "
+                    "trainer.max_epochs."
+                )
             return Plan.read(earlier).taken_over(self.settings)
         # What is drawn here must not change what is drawn later: the same settings, written out, make the same run.
         with isolate_rng():

@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.checkpoints import read_checkpoint
 from pipeline.cli import main
-from pipeline.planning import session
+from pipeline.planning import planner, session
 from pipeline.planning.budget import Budget, Fitted
 from tests.support import MACHINE, pretrained, write_images
 
@@ -165,14 +165,71 @@ def test_a_budget_is_kept_and_told(arguments: list[str], capsys: pytest.CaptureF
 def test_a_fresh_head_that_just_fits_is_not_passed_over_for_what_solving_one_takes(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fit(*_: object, solved: bool, **__: object) -> Fitted:
-        return Fitted(train_size=96, epochs=0 if solved else 400, seconds=60.0)
+    def fit(*_: object, solving: int, **__: object) -> Fitted:
+        return Fitted(train_size=96, epochs=0 if solving else 400, seconds=60.0)
 
     monkeypatch.setattr(Budget, "fit", fit)
     assert main(["plan", *arguments, "--budget=1m", "--model.learning_rate=1e-4"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
     assert lines["finetuning"].split()[1] == "FullFineTuning"
     assert lines["trainer.max_epochs"].split()[1] == "400"
+
+
+def test_who_asks_for_training_gets_no_head_alone_for_want_of_time(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed: list[bool] = []
+
+    def fit(*_: object, suffices: bool = False, **__: object) -> Fitted:
+        allowed.append(suffices)
+        return Fitted(train_size=96, epochs=400, seconds=60.0)
+
+    monkeypatch.setattr(Budget, "fit", fit)
+    assert main(["plan", *arguments, "--budget=1m", "--trainer.max_epochs=90"]) == 0
+    assert main(["plan", *arguments, "--budget=1m", "--model.learning_rate=1e-4"]) == 0
+    assert not any(allowed)
+    many = [argument for argument in arguments if not argument.startswith("--data.root")]
+    write_images(Path("more"), per_class=120)  # 2,016 images pass in eight epochs
+    assert main(["plan", *many, "--data.root=more", "--budget=1m"]) == 0
+    assert any(allowed)
+
+
+def test_time_is_measured_on_the_steps_that_will_be_trained(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[tuple[int, str]] = []
+
+    class Watched(planner.Stopwatch):
+        def __init__(self, task: Any, data: Any, size: int, batch_size: int, device: str, *others: Any) -> None:
+            measured.append((batch_size, device))
+            super().__init__(task, data, size, batch_size, device, *others)
+
+    monkeypatch.setattr(planner, "Stopwatch", Watched)
+    assert main(["plan", *arguments, "--budget=30m", "--data.batch_size=5"]) == 0
+    assert measured == [(5, "cpu")]
+
+
+def test_a_written_plan_is_not_measured_once_more(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [*arguments, "--trainer.max_epochs=1", "--budget=30m"]
+    assert main(["plan", *command, "--to=plan.yaml"]) == 0
+    monkeypatch.setattr(planner, "Stopwatch", lambda *_: pytest.fail("measured again"))
+    assert main(["fit", *command, "--config=plan.yaml"]) == 0
+
+
+def test_a_run_that_keeps_its_plan_takes_no_budget(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *arguments, "--trainer.max_epochs=1"]) == 0
+    checkpoint = runs()[0] / "last.ckpt"
+    assert main(["fit", *arguments, "--trainer.max_epochs=2", f"--ckpt_path={checkpoint}", "--budget=5m"]) == 2
+    assert "--budget: expected none for a run that goes on from" in capsys.readouterr().err
+    assert len(runs()) == 1
+
+
+def test_from_scratch_no_time_makes_images_larger_than_they_are(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *arguments, "--model.backbone=resnet18", "--model.weights=null", "--budget=30m"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert lines["data.train_size"].split()[1] == "64"  # of 40
 
 
 def test_processes_started_together_cannot_each_measure(

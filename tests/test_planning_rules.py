@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.planning import rules
 from pipeline.planning.budget import Budget, Fitted
 from pipeline.planning.duration import in_words, seconds_of
-from pipeline.planning.facts import Facts
+from pipeline.planning.facts import Facts, count_devices
 from pipeline.planning.plan import Choice, Plan
 from pipeline.planning.timing import Pace
 
@@ -175,6 +175,31 @@ def test_rates_follow_the_scale_of_the_weights() -> None:
     assert rules.head_learning_rate(FACTS, 1e-4, solved=False).value == pytest.approx(1e-3)
 
 
+def test_rules_that_are_more_than_common_sense_say_where_they_come_from() -> None:
+    for facts in (FACTS, replace(FACTS, images=30, short_side=400)):
+        for ruled in (
+            rules.val_fraction(facts),
+            rules.strategy(facts, 4, trains=False),
+            rules.head_stages(facts, solved=True),
+            rules.head_stages(facts, solved=False),
+            rules.train_size(facts, trains=True),
+            rules.head_alone(60),
+            rules.image_size(facts, 160),
+            rules.crop_fraction(facts),
+            rules.batch_size(facts),
+            rules.epochs(facts),
+            rules.smallest_crop(4),
+            rules.reduced_epochs(facts, 160, 24, in_budget=False),
+            rules.reduced_epochs(facts, 160, 4, in_budget=False),
+            rules.learning_rate(facts, 8),
+            rules.head_learning_rate(facts, 1e-4, solved=True),
+            rules.head_learning_rate(facts, 1e-4, solved=False),
+            rules.batch_norm(facts, 8),
+            rules.test_time_augmentation(facts, "any"),
+        ):
+            assert ruled.source, ruled.reason
+
+
 def test_every_rule_says_why() -> None:
     for facts in (FACTS, replace(FACTS, pretrained=False), replace(FACTS, images=30, short_side=40)):
         for ruled in (
@@ -208,12 +233,14 @@ SIZES = [(96, 128), (128, 160), (160, 192), (224, 256)]
 
 def budget_of(seconds: float, facts: Facts = FACTS, preparing: float = 0.0, learning: float = 0.01) -> Budget:
     """Of which ten seconds have passed; an image of 160 px is learned from in so many."""
-    return Budget(seconds, lambda: 10, PACE.at, lambda size: learning * (size / 160) ** 2, facts, 2, preparing)
+    return Budget(
+        seconds, lambda: 10, PACE.at, lambda size: learning * (size / 160) ** 2, facts, 2, preparing=preparing
+    )
 
 
 def fitted(seconds: float, learning: float = 0.01) -> Fitted:
     budget = budget_of(seconds, learning=learning)
-    return budget.fit(SIZES, usual=4, usual_size=160, solved=True, suffices=True)
+    return budget.fit(SIZES, usual=4, usual_size=160, solving=1, suffices=True)
 
 
 def test_more_time_means_more_pixels_and_epochs_and_is_never_exceeded() -> None:
@@ -238,7 +265,7 @@ def test_where_even_looking_takes_too_long_nobody_measures_how_long_learning_doe
     def never(size: int) -> float:
         raise AssertionError(f"measured at {size} px")
 
-    found = replace(budget_of(45), training=never).fit(SIZES, usual=4, usual_size=160, solved=True, suffices=True)
+    found = replace(budget_of(45), training=never).fit(SIZES, usual=4, usual_size=160, solving=1, suffices=True)
     assert found.epochs == 0
 
 
@@ -255,7 +282,7 @@ def test_a_head_on_more_pixels_is_preferred_to_hardly_any_training() -> None:
 
 def test_where_no_head_can_be_solved_there_are_fewer_epochs_and_pixels() -> None:
     def fitted(seconds: float) -> tuple[int, int]:
-        found = budget_of(seconds).fit(SIZES, 4, 160, solved=False)
+        found = budget_of(seconds).fit(SIZES, 4, 160, solving=0)
         return found.train_size, found.epochs
 
     assert fitted(50)[0] == 96
@@ -264,15 +291,38 @@ def test_where_no_head_can_be_solved_there_are_fewer_epochs_and_pixels() -> None
 
 def test_what_is_tried_before_training_counts_where_something_is_trained() -> None:
     budget, trying = (budget_of(100, preparing=seconds) for seconds in (0, 7))
-    assert trying.expected(160, 192, 1, True) == budget.expected(160, 192, 1, True) + 7
-    assert trying.expected(160, 192, 0, True) == budget.expected(160, 192, 0, True)
+    assert trying.expected(160, 192, 1, 1) == budget.expected(160, 192, 1, 1) + 7
+    assert trying.expected(160, 192, 0, 1) == budget.expected(160, 192, 0, 1)
+
+
+def test_a_head_on_turned_images_takes_a_pass_for_each_turn_and_trying_them() -> None:
+    budget = budget_of(100, preparing=7)
+    more = budget.expected(160, 192, 0, 8) - budget.expected(160, 192, 0, 1)
+    large = PACE.at(192)
+    assert more == pytest.approx(7 * FACTS.images * large.with_reading(large.embedding) + 7)
+
+
+def test_registering_counts_and_repeats_the_test() -> None:
+    few, many = (replace(FACTS, tested=tested) for tested in (10, 500))
+
+    def more(facts: Facts) -> float:
+        budget = budget_of(100, facts)
+        return replace(budget, registers=True).expected(160, 160, 4, 0) - budget.expected(160, 160, 4, 0)
+
+    assert more(few) > 5
+    assert more(many) - more(few) == pytest.approx(490 * PACE.with_reading(2 * PACE.answering))
+
+
+@pytest.mark.parametrize(("given", "devices"), [("0,", 1), ("0,1", 2), ("2", 2), (3, 3), ([1, 2], 2), ("auto", 1)])
+def test_devices_are_counted_as_lightning_reads_them(given: object, devices: int) -> None:
+    assert count_devices(given, "cpu") == devices
 
 
 @pytest.mark.parametrize(("head_stages", "described"), [(1, 500 + 100), (3, 100)])
 def test_what_tells_strange_images_counts_where_images_are_held_out(head_stages: int, described: int) -> None:
     def expected(validated: int) -> float:
         facts = replace(FACTS, images=2_000, validated=validated, tested=400 - validated, head_stages=head_stages)
-        return budget_of(100, facts).expected(160, 160, 0, True)
+        return budget_of(100, facts).expected(160, 160, 0, 1)
 
     # 500 images that were trained on, but for what a head on several stages has left of them, and those held out pass
     # once more; all else is the same.
@@ -282,11 +332,11 @@ def test_what_tells_strange_images_counts_where_images_are_held_out(head_stages:
 
 def test_epochs_that_are_set_are_not_changed() -> None:
     budget = budget_of(200)
-    sizes = {epochs: budget.fit(SIZES, 4, 160, solved=True, epochs=epochs) for epochs in (1, 4, 12)}
+    sizes = {epochs: budget.fit(SIZES, 4, 160, solving=1, epochs=epochs) for epochs in (1, 4, 12)}
     assert {epochs: found.epochs for epochs, found in sizes.items()} == {1: 1, 4: 4, 12: 12}
     assert sizes[1].train_size > sizes[12].train_size
     with pytest.raises(UserError, match="--budget: expected at least"):
-        budget.fit(SIZES, 4, 160, solved=True, epochs=100)
+        budget.fit(SIZES, 4, 160, solving=1, epochs=100)
 
 
 def test_where_a_gpu_computes_reading_hides_behind_it() -> None:
@@ -340,6 +390,7 @@ def test_the_configuration_holds_what_was_chosen_and_why() -> None:
     assert yaml.safe_load(text) == {
         "finetuning": {"class_path": "pipeline.finetuning.LinearProbe"},
         "data": {"init_args": {"batch_size": 16}},
+        "budget": None,
     }
     assert "batch_size: 16 # so" in text
     whole = yaml.safe_load(PLAN.written_into("trainer: {max_epochs: 7}\nbudget: 5m\n"))

@@ -24,7 +24,7 @@ def nothing_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stopwatch(task: ClassificationTask, frozen: tuple[str, ...] = ()) -> Stopwatch:
-    return Stopwatch(task, None, 64, 4, contextlib.nullcontext, frozen)  # type: ignore[arg-type]
+    return Stopwatch(task, None, 64, 4, "cpu", contextlib.nullcontext, frozen)  # type: ignore[arg-type]
 
 
 def test_weights_and_statistics_are_left_as_they_were(task: ClassificationTask) -> None:
@@ -59,7 +59,7 @@ def test_looking_is_measured_in_each_precision(
 ) -> None:
     measured: list[object] = []
     monkeypatch.setattr(Stopwatch, "_an_image", lambda self, step: float(len(measured.append(step) or measured)))
-    watch = Stopwatch(task, None, 64, 4, partial(computing, precision, "cpu"))  # type: ignore[arg-type]
+    watch = Stopwatch(task, None, 64, 4, "cpu", partial(computing, precision, "cpu"))  # type: ignore[arg-type]
     assert (watch.usual.answering, watch.usual.embedding) == (1, looks)
 
 

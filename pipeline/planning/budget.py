@@ -12,8 +12,9 @@ from pipeline.planning.timing import Pace
 #: Share of the budget that is planned with; the rest is for what was not foreseen.
 _PLANNED = 0.93
 # Seconds for what does not grow with the images: opening the tracked run and the first processes that read, solving a
-# head, and at the end starting two evaluations and closing the run.
-_OPENING, _SOLVING, _CLOSING = 5.0, 3.0, 7.0
+# head, and at the end starting two evaluations and closing the run; where it is asked for, exporting the model, logging
+# it, and starting the process that proves it.
+_OPENING, _SOLVING, _CLOSING, _REGISTERING = 5.0, 3.0, 7.0, 15.0
 # Networks that answer validation images before one of them is handed over.
 _NETWORKS = 3
 # More epochs than this many times the usual number bring nothing.
@@ -48,9 +49,10 @@ class Budget:
         pace: what an image takes to be read and answered, by its size.
         training: seconds that the network takes to learn from one, by its size; to ask takes seconds itself.
         facts: how many images there are.
-        views: of an image that evaluation averages where the network is trained; of one with a solved head there is
-            one.
-        preparing: seconds of what is tried before a network is trained, and not before a head is solved.
+        views: of an image that evaluation averages where the network is trained.
+        views_of_head: that it averages where a head is solved and nothing trained.
+        preparing: seconds of trying how images may be turned, where they will be.
+        registers: whether the model is registered, which repeats the test in a process of its own.
     """
 
     seconds: float
@@ -59,38 +61,45 @@ class Budget:
     training: Callable[[int], float]
     facts: Facts
     views: int
+    views_of_head: int = 1
     preparing: float = 0.0
+    registers: bool = False
 
-    def expected(self, train_size: int, image_size: int, epochs: int, solved: bool) -> float:
+    def expected(self, train_size: int, image_size: int, epochs: int, solving: int) -> float:
         """Seconds that a run will have taken at its end.
 
         Args:
             train_size: side of the images that are trained on, in pixels.
             image_size: side of those that are evaluated.
             epochs: passes over the training images.
-            solved: whether all training images pass the network once before, as they do without epochs.
+            solving: views of each training image that a head is solved on before; without epochs at least one.
         """
-        return self._expected(train_size, image_size, epochs, solved, self.training(train_size) if epochs else 0.0)
+        return self._expected(train_size, image_size, epochs, solving, self.training(train_size) if epochs else 0.0)
 
-    def _expected(self, train_size: int, image_size: int, epochs: int, solved: bool, training: float) -> float:
+    def _expected(self, train_size: int, image_size: int, epochs: int, solving: int, training: float) -> float:
         """The same where the network takes so many seconds to learn from an image."""
         facts, large = self.facts, self.pace(image_size)
         evaluated = facts.validated + facts.tested
         embedded = large.with_reading(large.embedding)
-        answered = large.with_reading(large.answering * (self.views if epochs else 1))
+        answered = large.with_reading(large.answering * (self.views if epochs else self.views_of_head))
         tried = (facts.images + evaluated) * large.reading / 2 / large.readers  # whether they can be read
         seconds = self.elapsed() + _OPENING + tried + evaluated * answered / facts.devices + _CLOSING
         if facts.validated >= LEAST_HELD_OUT:
             # A head that is solved on several stages leaves what describes the training images.
             described = (facts.images if epochs or facts.head_stages == 1 else 0, facts.validated)
             seconds += sum(min(ASKED_OF_FAMILIARITY, count) for count in described) * embedded
-        if solved or not epochs:
-            seconds += facts.images * embedded + _SOLVING
+        if self.registers:
+            seconds += _REGISTERING + facts.tested * answered
+        solving = solving if epochs else max(1, solving)
+        if solving:
+            seconds += solving * facts.images * embedded + _SOLVING
+        if epochs or solving > 1:  # images are turned
+            seconds += self.preparing
         if not epochs:
             return seconds
         chosen = _NETWORKS * min(ASKED_OF_EPOCHS, facts.validated) * large.embedding
         trained = facts.images * self.pace(train_size).with_reading(training) + facts.validated * embedded
-        return seconds + self.preparing + chosen + epochs * trained / facts.devices
+        return seconds + chosen + epochs * trained / facts.devices
 
     def fit(
         self,
@@ -98,7 +107,7 @@ class Budget:
         usual: int,
         usual_size: int,
         *,
-        solved: bool,
+        solving: int,
         suffices: bool = False,
         epochs: int | None = None,
     ) -> Fitted:
@@ -108,7 +117,7 @@ class Budget:
             sizes: of images that are trained on, and that are evaluated, to choose from.
             usual: epochs without a budget.
             usual_size: of images that are trained on without a budget.
-            solved: whether the head is solved before.
+            solving: views of each training image that a head is solved on before; 0: none is.
             suffices: whether it may be left at that, where too little training would fit.
             epochs: that a person has set; none: as many as fit.
 
@@ -125,30 +134,30 @@ class Budget:
             wanted = [(larger, usual, most), (others[:1], enough, most)]
             wanted.append((largest_first, 0, 0) if suffices else (others, 1, most))
         for among, least, up_to in wanted:
-            fitted = self._first(among, least, up_to, solved)
+            fitted = self._first(among, least, up_to, solving)
             if fitted is not None:
                 return fitted
-        shortest = self.expected(*largest_first[-1], wanted[-1][1], solved) / _PLANNED
+        shortest = self.expected(*largest_first[-1], wanted[-1][1], solving) / _PLANNED
         raise UserError(
             f"--budget: expected at least {in_words(shortest)} for these images on this machine (of which "
             f"{in_words(self.elapsed())} have passed before training), found {in_words(self.seconds)}; allow more time "
             "or leave the budget out."
         )
 
-    def _first(self, sizes: Sequence[tuple[int, int]], least: int, most: int, solved: bool) -> Fitted | None:
+    def _first(self, sizes: Sequence[tuple[int, int]], least: int, most: int, solving: int) -> Fitted | None:
         """The first size at which at least so many epochs fit, and how many do."""
         allowed = _PLANNED * self.seconds
         for train_size, image_size in sizes:
             # To learn from an image takes longer than to look at it, and nobody need measure how much longer where even
             # that is too long.
-            if self._expected(train_size, image_size, least, solved, self.pace(train_size).embedding) > allowed:
+            if self._expected(train_size, image_size, least, solving, self.pace(train_size).embedding) > allowed:
                 continue
-            shortest = self.expected(train_size, image_size, least, solved)
+            shortest = self.expected(train_size, image_size, least, solving)
             if shortest > allowed:
                 continue
             if least == most:
                 return Fitted(train_size, least, shortest)
-            each = self.expected(train_size, image_size, least + 1, solved) - shortest
+            each = self.expected(train_size, image_size, least + 1, solving) - shortest
             more = min(most - least, int((allowed - shortest) // each))
             return Fitted(train_size, least + more, shortest + more * each)
         return None

@@ -89,16 +89,23 @@ def gather_facts(data: ImageDataModule, task: ClassificationTask, weights_size: 
         head_stages=most_head_stages(task.hparams["backbone"]),
         step_scale=weight_scale(network, task.head),
         device=device,
-        devices=_devices(trainer.devices, device) * int(trainer.num_nodes),
+        devices=count_devices(trainer.devices, device) * int(trainer.num_nodes),
     )
 
 
-def _devices(given: Any, device: str) -> int:
+def count_devices(given: Any, device: str) -> int:
+    """Devices that a trainer's setting means, on one machine.
+
+    Args:
+        given: ``trainer.devices``.
+        device: their kind.
+    """
     if isinstance(given, list):
         return len(given)
     if str(given) in ("auto", "-1"):
         return torch.cuda.device_count() if device == "cuda" else 1
-    return len(given.split(",")) if isinstance(given, str) and "," in given else int(given)
+    # "0," names one device, as Lightning reads it, and "2" counts two.
+    return len([*filter(None, given.split(","))]) if isinstance(given, str) and "," in given else int(given)
 
 
 def _takes_one_size(task: ClassificationTask) -> bool:

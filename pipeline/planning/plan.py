@@ -106,6 +106,7 @@ class Plan:
         tree: dict[str, Any] = {}
         for setting, value in self.values.items():
             _put(tree, setting, value)
+        tree["budget"] = None  # it is spent in these choices, and would be measured and divided once more
         reasons = {choice.setting.rpartition(".")[2]: choice.reason for choice in self.choices if not choice.by_user}
         for line in yaml.safe_dump(tree, sort_keys=False).splitlines():
             reason = reasons.get(line.strip().partition(":")[0])

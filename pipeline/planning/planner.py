@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from datamodules import DataError, ImageDataModule
+from datamodules.transforms import turns
 from pipeline.finetuning.features import task_features
 from pipeline.finetuning.freezing import early_parameters
 from pipeline.finetuning.solving import held_out_together
@@ -30,11 +31,12 @@ TRAIN_SIZE, IMAGE_SIZE, CROP = (f"data.init_args.{name}" for name in ("train_siz
 TRANSFORMS = "data.init_args.train_transforms"
 ORIENTATION = "data.init_args.orientation"
 VAL_FRACTION = "data.init_args.val_fraction"
+BATCH_SIZE, VIEWS = "data.init_args.batch_size", "model.test_time_augmentation"
 EPOCHS = "trainer.max_epochs"
 RATE, HEAD_RATE = "model.learning_rate", "model.head_learning_rate"
 _TURNED = 400  # images that are tried in other orientations
 _TURNED_SIZE = 128  # and their side: how a thing is turned shows in fewer pixels than what it is
-_EXPECTED_VIEWS = 2  # of an image in evaluation
+_VIEWS = {"none": 1, "flip": 2, "flips": 4}  # of an image in evaluation
 _TRAINING = (EPOCHS, RATE, HEAD_RATE)  # who sets one of them wants the backbone to be trained
 _SOLVING = ("LinearProbe", "ProbeThenFineTune")  # strategies that solve the head
 _SIZES = (96, 128, 160, 192, 224)  # tried where there is a budget
@@ -109,8 +111,11 @@ class Planner:
             if _argument(strategy.value, "turned"):
                 self._settle(ORIENTATION, self._orientation)
             self._settle(EPOCHS, Ruled(1, "a formality: the head is solved before it, and nothing is trained"))
+            for name in (BATCH_SIZE, VIEWS):  # nothing is chosen here, and evaluation follows who sets them
+                if (given := self._given(name)) is not None:
+                    self._settle(name, Ruled(given, ""))
             return Plan(tuple(self.choices.values()), expected)
-        batch_size = self._settle("data.init_args.batch_size", rules.batch_size(facts))
+        batch_size = self._settle(BATCH_SIZE, rules.batch_size(facts))
         orientation = self._settle(ORIENTATION, self._orientation)
         epochs = self._settle(EPOCHS, passes)
         if chosen == "FullFineTuning" and facts.pretrained:
@@ -123,7 +128,7 @@ class Planner:
         solved = chosen == "ProbeThenFineTune"
         self._settle(HEAD_RATE, rules.head_learning_rate(facts, rate, solved))
         self._settle("model.batch_norm", rules.batch_norm(facts, batch_size))
-        self._settle("model.test_time_augmentation", rules.test_time_augmentation(facts, orientation))
+        self._settle(VIEWS, rules.test_time_augmentation(facts, orientation))
         return Plan(tuple(self.choices.values()), expected)
 
     def _hold_out(self) -> None:
@@ -139,34 +144,45 @@ class Planner:
         if given is not None or facts.fixed_size:
             sizes = [given or size.value]
         else:
-            sizes = [tried for tried in {*_SIZES, size.value} if tried <= max(size.value, facts.weights_size)]
+            largest = max(size.value, facts.weights_size) if facts.pretrained else size.value
+            sizes = [tried for tried in {*_SIZES, size.value} if tried <= largest]
         both = [(tried, self._given(IMAGE_SIZE) or rules.image_size(facts, tried).value) for tried in sizes]
         precision = partial(computing, bench.precision, facts.device)
         strategy = self._strategy(passes.value)
         frozen = early_parameters(bench.task.network, _freeze_early(strategy.value))
-        stopwatch = Stopwatch(bench.task, bench.data, size.value, rules.batch_size(facts).value, precision, frozen)
+        batch_size = self._given(BATCH_SIZE) or rules.batch_size(facts).value
+        stopwatch = Stopwatch(bench.task, bench.data, size.value, batch_size, facts.device, precision, frozen)
+        views = self._given(VIEWS)
         budget = Budget(
             seconds,
             lambda: time.perf_counter() - started,
             stopwatch.usual.at,
             stopwatch.training,
             facts,
-            _EXPECTED_VIEWS,
+            _VIEWS[views or "flip"],
+            _VIEWS[views or "none"],
             self._seconds_of_turns(stopwatch, size.value) if self._tries_turns else 0.0,
+            self.settings.registered_model_name is not None,
         )
         fit = partial(budget.fit, both, passes.value, given or size.value)
-        solve = partial(fit, solved=True, epochs=0)
         if rules.name_of(strategy.value) == "LinearProbe":
-            return strategy, solve()
+            return strategy, fit(solving=self._solving(strategy), epochs=0)
         solvable = rules.name_of(rules.strategy(facts, 0, trains=True).value) == "ProbeThenFineTune"
-        fit = partial(fit, suffices=solvable and self._given("finetuning") is None, epochs=self._given(EPOCHS))
-        fitted = fit(solved=False)
+        suffices = solvable and not self.trains and self._given("finetuning") is None
+        train = partial(fit, suffices=suffices, epochs=self._given(EPOCHS))
+        fitted = train(solving=0)
         if rules.name_of(self._strategy(fitted.epochs).value) == "ProbeThenFineTune":
-            fitted = fit(solved=True)  # for which all images pass once more
+            fitted = train(solving=1)
         strategy = self._strategy(fitted.epochs)
-        if rules.name_of(strategy.value) == "LinearProbe":
-            fitted = solve()
+        if fitted.epochs and rules.name_of(strategy.value) == "LinearProbe":
+            fitted = fit(solving=1, epochs=0)
         return (strategy if fitted.epochs else rules.head_alone(seconds)), fitted
+
+    def _solving(self, strategy: Ruled) -> int:
+        """Views of each training image that a head is solved on, at most."""
+        if not _argument(strategy.value, "turned"):
+            return 1
+        return 1 + len(turns(self._given(ORIENTATION) or ("any" if self._tries_turns else "mirrored")))
 
     def _strategy(self, epochs: int) -> Ruled:
         """What is set, or what the rule says for so many epochs."""

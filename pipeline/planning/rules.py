@@ -13,6 +13,8 @@ from pipeline.planning.budget import Fitted
 from pipeline.planning.duration import in_words
 from pipeline.planning.facts import Facts
 
+#: Source of what this project has measured itself, with it and without it.
+MEASURED = "measured: docs/defaults.md"
 #: So many training images can teach even the first stages something, and say themselves how they may be turned.
 MANY = 20_000
 #: From this many images in a batch on their own statistics are better than those of before.
@@ -52,8 +54,8 @@ def val_fraction(facts: Facts) -> Ruled:
     """Share of the images that is held out to choose and to calibrate by."""
     held_out = round(VAL_FRACTION * (facts.images + facts.validated))
     if held_out < _LEAST_HELD_OUT:
-        return Ruled(0.0, f"{held_out} images choose no better than a coin, and are worth more in training")
-    return Ruled(VAL_FRACTION, "enough to choose and to calibrate by")
+        return Ruled(0.0, f"{held_out} images choose no better than a coin, and are worth more in training", MEASURED)
+    return Ruled(VAL_FRACTION, "enough to choose and to calibrate by", MEASURED)
 
 
 def strategy(facts: Facts, epochs: int, trains: bool) -> Ruled:
@@ -76,6 +78,7 @@ def strategy(facts: Facts, epochs: int, trains: bool) -> Ruled:
             f"{facts.images * epochs:,} images pass in all: enough for a fresh head, which fits the training images "
             "less than a solved one before the features have moved"
             + (f"; what the first stages see, {facts.images} images do not change for the better" if few else ""),
+            MEASURED,
         )
     if facts.head_stages > 1 and not trains:
         return Ruled(
@@ -96,7 +99,7 @@ def head_stages(facts: Facts, solved: bool) -> Ruled:
     if facts.head_stages == 1:
         return Ruled(1, "the head of such a network sees its last stage alone")
     if not solved:
-        return Ruled(1, "a fresh head waits for the last stage to learn what it needs")
+        return Ruled(1, "a fresh head waits for the last stage to learn what it needs", MEASURED)
     return Ruled(
         facts.head_stages,
         "a solved head takes from earlier stages what the last has dropped because it did not matter in pretraining",
@@ -129,7 +132,7 @@ def train_size(facts: Facts, trains: bool) -> Ruled:
         )
     if size < facts.weights_size:
         spent = "on more epochs than on more pixels" if trains else "on more images than on more pixels of each"
-        return Ruled(size, f"on a processor the time is better spent {spent}")
+        return Ruled(size, f"on a processor the time is better spent {spent}", MEASURED)
     return Ruled(size, "what the weights were trained with")
 
 
@@ -138,6 +141,7 @@ def head_alone(seconds: float) -> Ruled:
     return Ruled(
         strategy_of("LinearProbe"),
         f"{in_words(seconds)} are not enough to train the backbone: a head on more pixels does better",
+        MEASURED,
     )
 
 
@@ -166,7 +170,7 @@ def image_size(facts: Facts, trained: int) -> Ruled:
 
 def crop_fraction(facts: Facts) -> Ruled:
     """Share of the short side that evaluation keeps."""
-    return Ruled(1.0, "the subject may reach to the border")
+    return Ruled(1.0, "the subject may reach to the border", MEASURED)
 
 
 def batch_size(facts: Facts) -> Ruled:
@@ -175,8 +179,8 @@ def batch_size(facts: Facts) -> Ruled:
     while size > _SMALLEST_BATCH and facts.images // (size * facts.devices) < _STEPS_AN_EPOCH:
         size //= 2
     if size == _LARGEST_BATCH:
-        return Ruled(size, "enough for batch normalisation, small enough for many steps")
-    return Ruled(size, f"so that {facts.images:,} images make at least {_STEPS_AN_EPOCH} steps an epoch")
+        return Ruled(size, "enough for batch normalisation, small enough for many steps", MEASURED)
+    return Ruled(size, f"so that {facts.images:,} images make at least {_STEPS_AN_EPOCH} steps an epoch", MEASURED)
 
 
 def epochs(facts: Facts) -> Ruled:
@@ -189,6 +193,7 @@ def epochs(facts: Facts) -> Ruled:
         number,
         f"few images of a class need more passes: {_LEAST_EPOCHS} + {_OF_A_CLASS} / {of_a_class:,} images a class"
         + (f", at most {_MOST_EPOCHS}" if number == _MOST_EPOCHS else ""),
+        MEASURED,
     )
 
 
@@ -202,7 +207,7 @@ def reduced_epochs(facts: Facts, train_size: int, epochs: int, in_budget: bool) 
     if facts.device != "cpu":
         return Ruled(0, "smaller images have been shown to pay on processors alone")
     if epochs < _LEAST_TO_REDUCE:
-        return Ruled(0, f"{epochs} passes are too few to begin with smaller images")
+        return Ruled(0, f"{epochs} passes are too few to begin with smaller images", MEASURED)
     return Ruled(
         epochs // 2,
         f"what is learned first is learned from {smaller} px, too, with {(smaller / train_size) ** 2:.0%} of the work",
@@ -213,7 +218,8 @@ def reduced_epochs(facts: Facts, train_size: int, epochs: int, in_budget: bool) 
 def smallest_crop(epochs: int) -> Ruled:
     """Least share of an image's area that training crops to."""
     share = min(_LARGEST_SHARE, max(_SMALLEST_SHARE, _SHARE_OF_AN_EPOCH / epochs**1.5))
-    return Ruled(round(share, 2), f"{epochs} passes: what is seen more often has to look different more often")
+    reason = f"{epochs} passes: what is seen more often has to look different more often"
+    return Ruled(round(share, 2), reason, MEASURED)
 
 
 def learning_rate(facts: Facts, batch_size: int) -> Ruled:
@@ -223,7 +229,7 @@ def learning_rate(facts: Facts, batch_size: int) -> Ruled:
     if not facts.pretrained:
         return Ruled(rate, "from scratch there is nothing to keep")
     if rate == MOST:
-        return Ruled(rate, "the most that norms and biases can stand; the weights' own size would allow more")
+        return Ruled(rate, "the most that norms and biases can stand; the weights' own size would allow more", MEASURED)
     return Ruled(
         rate,
         f"a step of Adam is about its rate: {RELATIVE_STEP * growth(facts.images):.2g} of the weights' own size, "
@@ -236,10 +242,10 @@ def learning_rate(facts: Facts, batch_size: int) -> Ruled:
 def head_learning_rate(facts: Facts, backbone: float, solved: bool) -> Ruled:
     """Of the classifier."""
     if solved:
-        return Ruled(backbone, "the solved head is where it should be, and moves with the features")
+        return Ruled(backbone, "the solved head is where it should be, and moves with the features", MEASURED)
     if not facts.pretrained:
         return Ruled(backbone, "as the backbone, from scratch")
-    return Ruled(10 * backbone, "a fresh head has everything to learn")
+    return Ruled(10 * backbone, "a fresh head has everything to learn", MEASURED)
 
 
 def batch_norm(facts: Facts, batch_size: int) -> Ruled:
@@ -249,7 +255,7 @@ def batch_norm(facts: Facts, batch_size: int) -> Ruled:
     if batch_size < LEAST_FOR_STATISTICS:
         reason = f"batches of {batch_size} are too small to be measured; what was measured before is better"
         return Ruled("stored", reason, "Wu and He 2018, arXiv:1803.08494, figure 1")
-    return Ruled("batch", f"batches of {batch_size} are enough to be measured")
+    return Ruled("batch", f"batches of {batch_size} are enough to be measured", MEASURED)
 
 
 def test_time_augmentation(facts: Facts, orientation: str) -> Ruled:
@@ -258,7 +264,7 @@ def test_time_augmentation(facts: Facts, orientation: str) -> Ruled:
         return Ruled("none", "as it is served, in one pass")
     if orientation == "upright":
         return Ruled("none", "images must not be turned")
-    return Ruled("flip", "an image and its mirror image, which takes twice as long where it is served")
+    return Ruled("flip", "an image and its mirror image, which takes twice as long where it is served", MEASURED)
 
 
 def strategy_of(name: str, **arguments: bool | float) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class Stopwatch:
         size: side of the network's input in pixels; of larger ones no training is measured, because there the work
             grows with the area.
         batch_size: images a step.
+        device: that computes, ``cpu`` or ``cuda``.
         computing: context of the training's precision.
         frozen: names of parameters that are not trained.
     """
@@ -72,10 +73,11 @@ class Stopwatch:
         data: ImageDataModule,
         size: int,
         batch_size: int,
+        device: str,
         computing: Callable[[], AbstractContextManager[Any]],
         frozen: Collection[str] = (),
     ) -> None:
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = device
         self._network = task.to(self._device).network
         self._channels, self._batch_size, self._computing = len(task.mean.flatten()), batch_size, computing
         freeze(self._network, frozen)
