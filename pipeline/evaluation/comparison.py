@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from pipeline.evaluation.metrics import METRICS, MULTI_LABEL_METRICS, RESAMPLES, Estimate, resampled
+from pipeline.evaluation.metrics import METRICS, MULTI_LABEL_METRICS, RESAMPLES, Estimate, Value, resampled
 from pipeline.evaluation.predictions import Predictions
 
 _LOWER_IS_BETTER = ("log_loss",)
@@ -52,7 +52,7 @@ def paired_differences(
     """
     metrics = MULTI_LABEL_METRICS if one.multi_label else METRICS
     signs = {name: -1 if name in _LOWER_IS_BETTER else 1 for name in metrics}
-    values: dict[str, list[float]] = {name: [] for name in metrics}
+    values: dict[str, list[Value]] = {name: [] for name in metrics}
     count = len(one.targets)
     for times in resampled(count, groups, seed, resamples):
         for name, metric in metrics.items():
@@ -60,8 +60,9 @@ def paired_differences(
     tail = 50 * (1 - confidence)
     found = {}
     for name, metric in metrics.items():
-        low, high = np.percentile(values[name], (tail, 100 - tail))
-        found[name] = Estimate(signs[name] * (metric(one, None) - metric(other, None)), float(low), float(high), count)
+        low, high = np.percentile(np.concatenate(values[name]), (tail, 100 - tail))
+        value = signs[name] * (metric(one, None) - metric(other, None))
+        found[name] = Estimate(float(value), float(low), float(high), count)
     return found
 
 

@@ -2,17 +2,21 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from pipeline.evaluation.predictions import Predictions
 
 RESAMPLES = 2000
+# Weights that are held at a time: 2 MB.
+_BLOCK = 2**18
 
 Weights = NDArray[np.int64] | None
+#: A metric of weighted images: one value, or one for each row of weights.
+Value = Any
 
 
 @dataclass(frozen=True)
@@ -36,49 +40,56 @@ class Estimate:
         return asdict(self)
 
 
-def accuracy(predictions: Predictions, weights: Weights = None) -> float:
+def accuracy(predictions: Predictions, weights: Weights = None) -> Value:
     """Share of images whose label is right, in [0, 1]; of several classes an image, all of them.
 
     Args:
         predictions: with known targets.
-        weights: how often each image counts, int64 ``(N,)``; None: once.
+        weights: how often each image counts, int64 ``(N,)`` or, for several values at once, ``(B, N)``; None: once.
+
+    Returns:
+        float64, one or ``(B,)``.
     """
-    return float(np.average(predictions.right, weights=weights))
+    return _mean(predictions.right, weights)
 
 
-def macro_f1(predictions: Predictions, weights: Weights = None) -> float:
+def macro_f1(predictions: Predictions, weights: Weights = None) -> Value:
     """Unweighted mean of the classes' F1 scores, in [0, 1]; classes neither present nor predicted are left out.
 
     Without any class, present or predicted, the value is 1. Arguments as of :func:`accuracy`.
     """
     targets, labels = predictions.targets, predictions.labels
-    weights = _or_once(weights, predictions)
+    times = _or_once(weights, predictions).astype(np.float64)  # whole numbers all the way, and products of matrices
     if predictions.multi_label:
-        hits = weights @ (targets & labels)
-        mentions = weights @ (targets + labels)  # 2 TP + FP + FN
+        hits = times @ (targets & labels).astype(np.float64)
+        mentions = times @ (targets + labels).astype(np.float64)  # 2 TP + FP + FN
     else:
-        count = partial(np.bincount, minlength=predictions.probabilities.shape[1])
-        hits = count(targets, weights * predictions.right)
-        mentions = count(targets, weights) + count(labels, weights)
+        of_truth, of_label = (_of_classes(found, predictions) for found in (targets, labels))
+        hits = _by_class(times * predictions.right, of_truth)
+        mentions = _by_class(times, of_truth) + _by_class(times, of_label)
     there = mentions > 0
-    return float(np.mean(2 * hits[there] / mentions[there])) if there.any() else 1.0
+    scores = 2 * hits / np.where(there, mentions, 1)
+    count = there.sum(axis=-1)
+    return np.where(count > 0, scores.sum(axis=-1) / np.maximum(count, 1), 1.0)[()]
 
 
-def log_loss(predictions: Predictions, weights: Weights = None) -> float:
+def log_loss(predictions: Predictions, weights: Weights = None) -> Value:
     """Mean negative logarithm of the truth's probability, in nats; 0 is best.
 
     Of several classes an image, that of each class being present or absent, averaged over the classes. Arguments as of
     :func:`accuracy`.
     """
-    return float(np.average(predictions.losses, weights=weights))
+    return _mean(predictions.losses, weights)
 
 
-def mean_average_precision(predictions: Predictions, weights: Weights = None) -> float:
+def mean_average_precision(predictions: Predictions, weights: Weights = None) -> Value:
     """Mean over classes of the average precision, in [0, 1]: how well a class's images are ranked before others.
 
     For several classes an image; classes without an image are left out, and without any the value is 0. Arguments as of
     :func:`accuracy`.
     """
+    if weights is not None and weights.ndim == 2:
+        return np.array([mean_average_precision(predictions, row) for row in weights])
     ranking = predictions.ranking
     ranked = np.take(_or_once(weights, predictions), ranking.order)
     own = np.take(ranked, ranking.places)
@@ -88,11 +99,27 @@ def mean_average_precision(predictions: Predictions, weights: Weights = None) ->
     images = np.bincount(ranking.classes, own)
     precisions = np.bincount(ranking.classes, own * precision)
     there = images > 0
-    return float(np.mean(precisions[there] / images[there])) if there.any() else 0.0
+    return np.float64(np.mean(precisions[there] / images[there]) if there.any() else 0.0)
+
+
+def _mean(values: NDArray[Any], weights: Weights) -> Value:
+    if weights is None:
+        return values.mean()
+    return weights @ values.astype(np.float64) / weights.sum(axis=-1)
 
 
 def _or_once(weights: Weights, predictions: Predictions) -> NDArray[np.int64]:
     return np.ones(len(predictions.targets), np.int64) if weights is None else weights
+
+
+def _of_classes(found: NDArray[np.int64], predictions: Predictions) -> csr_array:
+    """Of each image the class that was found, as 1 in a row of zeros, ``(N, C)``."""
+    shape = predictions.probabilities.shape
+    return csr_array((np.ones(len(found)), found, np.arange(len(found) + 1)), shape=shape)
+
+
+def _by_class(weights: NDArray[np.float64], of_classes: csr_array) -> NDArray[np.float64]:
+    return (of_classes.T @ weights.T).T
 
 
 def confusion_matrix(targets: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
@@ -100,7 +127,7 @@ def confusion_matrix(targets: NDArray[np.int64], labels: NDArray[np.int64], clas
     return np.bincount(targets * classes + labels, minlength=classes**2).reshape(classes, classes)
 
 
-METRICS: dict[str, Callable[[Predictions, Weights], float]] = {
+METRICS: dict[str, Callable[[Predictions, Weights], Value]] = {
     "accuracy": accuracy,
     "macro_f1": macro_f1,
     "log_loss": log_loss,
@@ -125,28 +152,31 @@ def estimate_metrics(
     """
     metrics = MULTI_LABEL_METRICS if predictions.multi_label else METRICS
     count = len(predictions.targets)
-    values = {name: np.empty(resamples) for name in metrics}
-    for i, times in enumerate(resampled(count, groups, seed, resamples)):
+    values: dict[str, list[Value]] = {name: [] for name in metrics}
+    for times in resampled(count, groups, seed, resamples):
         for name, metric in metrics.items():
-            values[name][i] = metric(predictions, times)
-    bounds = {name: np.percentile(found, (2.5, 97.5)) for name, found in values.items()}
+            values[name].append(metric(predictions, times))
+    bounds = {name: np.percentile(np.concatenate(found), (2.5, 97.5)) for name, found in values.items()}
     return {
-        name: Estimate(metric(predictions, None), float(bounds[name][0]), float(bounds[name][1]), count)
+        name: Estimate(float(metric(predictions, None)), float(bounds[name][0]), float(bounds[name][1]), count)
         for name, metric in metrics.items()
     }
 
 
 def resampled(count: int, groups: Sequence[str] | None, seed: int, resamples: int) -> Iterator[NDArray[np.int64]]:
-    """How often each of ``count`` images is drawn, int64 ``(count,)``, for every resample of a bootstrap.
+    """How often each of ``count`` images is drawn in each resample of a bootstrap, in blocks of int64 ``(B, count)``.
 
-    As a weight it gives what a metric of the drawn images would, without copying. Arguments as of
+    As weights they give what a metric of the drawn images would, without copying. Arguments as of
     :func:`estimate_metrics`.
     """
     group_of = np.arange(count) if groups is None else _group_numbers(groups)
     draws = group_of.max() + 1
     rng = np.random.default_rng(seed)
-    for _ in range(resamples):
-        yield np.bincount(rng.integers(0, draws, draws), minlength=draws)[group_of]
+    most = max(1, _BLOCK // max(1, count))
+    for start in range(0, resamples, most):
+        rows = min(most, resamples - start)
+        drawn = rng.integers(0, draws, (rows, draws)) + draws * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * draws).reshape(rows, draws)[:, group_of]
 
 
 def _group_numbers(groups: Sequence[str]) -> NDArray[np.int64]:
