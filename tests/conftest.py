@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from tests.images import save
-
 
 def pytest_configure(config: pytest.Config) -> None:
     """Processes that run side by side have a thread each: waiting for each other they take several times as long."""
@@ -34,6 +32,8 @@ def _no_features_of_the_person(tmp_path_factory: pytest.TempPathFactory) -> None
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Callable[..., Path]:
     """Makes a folder of class folders: ``image_folder({"cat": 5, "train/dog": 3})``; every picture is another."""
+
+    from tests.images import save  # imports torch, which the process that only deals tests out does without
 
     def make(counts: dict[str, int], name: str = "images") -> Path:
         for number, (folder, count) in enumerate(counts.items()):

@@ -133,7 +133,9 @@ def test_of_several_classes_an_image_the_labels_are_a_list(tmp_path: Path) -> No
     ]
 
 
-def test_a_scoring_that_was_killed_goes_on_behind_its_last_part(run: Run, tmp_path: Path) -> None:
+def test_a_scoring_that_was_killed_goes_on_behind_its_last_part(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "scores"
     arguments = [sys.executable, "-c", IN_PARTS, "2", *command(run, run.images, output)]
     process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -146,8 +148,9 @@ def test_a_scoring_that_was_killed_goes_on_behind_its_last_part(run: Run, tmp_pa
     assert process.wait() == -signal.SIGKILL
     whole = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
     assert 4 <= len(whole) < 45
-    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert f"90 predictions in {output}, {2 * len(whole)} of them before" in done.stdout
+    monkeypatch.setattr(bulk, "IMAGES_A_PART", 2)
+    assert main(command(run, run.images, output)) == 0
+    assert f"90 predictions in {output}, {2 * len(whole)} of them before" in capsys.readouterr().out
     assert {name: (output / name).stat().st_mtime_ns for name in whole} == whole
     rows = scored(output)
     assert [row["path"] for row in rows] == list(UnlabelledImages.of(str(run.images)))

@@ -89,8 +89,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(home / "images", per_class=12)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        arguments = [*fast(home / "images"), "--model.backbone=resnet20", "--trainer.max_epochs=2"]
-        assert main(["fit", *arguments, "--registered_model_name=x"]) == 0
+        arguments = [*fast(home / "images"), "--trainer.max_epochs=2"]
+        assert main(["fit", *arguments]) == 0
     (folder,) = (home / "runs").iterdir()
     return folder
 
@@ -157,7 +157,7 @@ def test_a_checkpoint_that_is_calibrated_is_not_calibrated_again(
     before = (run / "best.ckpt").read_bytes()
     reported = json.loads((run / "summary.json").read_text())
     (run / "summary.json").unlink()
-    arguments = [*fast(run.parent.parent / "images"), "--model.backbone=resnet20", "--trainer.max_epochs=2"]
+    arguments = [*fast(run.parent.parent / "images"), "--trainer.max_epochs=2"]
     capsys.readouterr()
     assert main(["fit", *arguments, "--registered_model_name=x", "--ckpt_path=last"]) == 0
     assert (run / "best.ckpt").read_bytes() == before

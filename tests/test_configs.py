@@ -39,6 +39,7 @@ def summary() -> dict:
     return json.loads((folder / "summary.json").read_text())
 
 
+@pytest.mark.slow  # README's line trains it on its own data
 def test_quickstart(cells: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("pipeline.models.sources.cached_in_hub", lambda *_: None)
@@ -68,7 +69,7 @@ def test_finetune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_degradation(cells: Path) -> None:
-    arguments = [*fast(cells), "--model.backbone=resnet20", "--trainer.max_epochs=2"]
+    arguments = [*fast(cells), "--trainer.max_epochs=2"]
     assert main(["fit", f"--config={CONFIGS / 'degradation.yaml'}", *arguments]) == 0
     assert summary()["tags"]["backbone"] == "resnet20"
     assert summary()["tags"]["weights"] == "scratch"

@@ -26,7 +26,7 @@ def test_folds_are_pooled_and_go_on_after_an_interruption(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))
     write_images(tmp_path / "images", per_class=10)
-    arguments = [*fast(tmp_path / "images"), "--model.backbone=resnet20", "--trainer.max_epochs=1"]
+    arguments = [*fast(tmp_path / "images"), "--trainer.max_epochs=1"]
     run_fold = crossvalidation._run_fold
 
     def interrupted(folds: Any, number: int) -> str:

@@ -186,17 +186,6 @@ def test_the_registered_model_says_the_same(run: Run, strange: Path) -> None:
     assert "its familiarity is near 0" in (folder / "MODEL_CARD.md").read_text()
 
 
-def test_a_model_without_enough_held_out_images_says_nothing_of_it(tmp_path: Path) -> None:
-    run = Run(tmp_path)  # 13 held out
-    assert "familiarity" not in run.tested[0]
-    assert run.register("colours") == 0
-    assert "familiarity" not in run.load("colours").predict(frame([run.images / run.tested[0]["path"]]))
-    output = tmp_path / "parts"
-    command = ["predict", f"--ckpt_path={run.checkpoint}", f"--data.predict_path={run.images}", f"--output={output}"]
-    assert main([*command, "--data.num_workers=0"]) == 0
-    assert pq.read_table(output)["familiarity"].null_count == 90
-
-
 @pytest.fixture
 def probing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The command of a head alone, with images held out and a place for features."""

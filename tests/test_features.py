@@ -1,9 +1,7 @@
 """Features of a frozen network: computed once, kept on disk, never wrong."""
 
 import hashlib
-import subprocess
-import sys
-from pathlib import Path
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -16,7 +14,6 @@ from pipeline.finetuning.features import FeatureStore, extract_features, network
 from pipeline.models.backbones import create_backbone, features, head_name
 
 RECORD = {"backbone": "resnet20", "size": 32}
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class Images:
@@ -224,21 +221,18 @@ def test_a_full_disk_is_said_and_leaves_no_litter(tmp_path, images, monkeypatch)
 
 
 def test_two_processes_at_once(tmp_path):
-    code = """
-import sys
-from pathlib import Path
-import numpy as np
-from pipeline.finetuning.features import FeatureStore
-store = FeatureStore(Path(sys.argv[1]), "net", {})
-for number in range(60):
-    store.write([str(number)], np.full((1, 3), number, np.float32))
-    assert all((line == int(image)).all() for image, line in store.read([str(n) for n in range(60)]).items())
-"""
-    running = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE)
-        for _ in range(2)
-    ]
-    assert [process.communicate(timeout=120)[1].decode() for process in running] == ["", ""]
+    def write() -> None:
+        store = FeatureStore(tmp_path, "net", {})
+        for number in range(60):
+            store.write([str(number)], np.full((1, 3), number, np.float32))
+            assert all((line == int(image)).all() for image, line in store.read([str(n) for n in range(60)]).items())
+
+    running = [multiprocessing.get_context("fork").Process(target=write) for _ in range(2)]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(timeout=120)
+    assert [process.exitcode for process in running] == [0, 0]
     found = FeatureStore(tmp_path, "net", {}).read([str(number) for number in range(61)])
     assert sorted(found, key=int) == [str(number) for number in range(60)]
     assert all((line == int(image)).all() for image, line in found.items())

@@ -28,6 +28,7 @@ class Run:
         self.images = home / "images"
         write_images(self.images, per_class=15)
         arguments = ["fit", *fast(self.images), "--trainer.max_epochs=2", "--registered_model_name=colours"]
+        arguments.append("--model.backbone=resnet18")
         with contextlib.chdir(home):
             assert main(arguments) == 0
         (self.folder,) = (home / "runs").iterdir()

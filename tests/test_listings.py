@@ -141,14 +141,25 @@ def test_weights_of_torchvision_are_listed_for_the_network_of_that_name(backbone
 
 
 @pytest.fixture(scope="module")
-def table() -> list[list[str]]:
-    """Cells of the printed Markdown table."""
+def printed() -> str:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main(["backbones"]) == 0
-    lines = printed.getvalue().splitlines()
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def table(printed: str) -> list[list[str]]:
+    """Cells of the printed Markdown table."""
+    lines = printed.splitlines()
     assert len({len(line) for line in lines}) == 1, "the columns do not stand under each other"
     assert all(line.startswith("| ") and line.endswith(" |") for line in lines)
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_it_is_what_the_readme_shows(printed):
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    _, _, after = readme.partition("<!-- printed by: python -m pipeline backbones -->\n")
+    assert after.startswith(printed)
 
 
 def test_every_network_of_the_family_has_one_line(table):

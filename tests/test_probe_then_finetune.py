@@ -167,7 +167,7 @@ def test_a_checkpoint_keeps_its_head(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     strategy = ["--finetuning=ProbeThenFineTune", f"--finetuning.features={setting.features}"]
-    arguments = [*fast(setting.images), "--model.backbone=resnet20", "--trainer.logger=false", *strategy]
+    arguments = [*fast(setting.images), "--trainer.logger=false", *strategy]
     assert main(["fit", *arguments, f"--model.weights={setting.weights}", "--trainer.max_epochs=1"]) == 0
     assert "then 56 of 59 tensors above the first stages are trained" in capsys.readouterr().out
     (folder,) = Path("runs").iterdir()

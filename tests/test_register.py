@@ -13,6 +13,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
@@ -201,6 +202,15 @@ def test_a_row_that_is_no_image_is_named(registered: Run, model: Any) -> None:
         model.predict(pd.DataFrame({"image": rows}))
 
 
+def test_with_too_few_held_out_nothing_is_said_of_familiarity(registered: Run, model: Any, tmp_path: Path) -> None:
+    assert "familiarity" not in registered.tested[0]  # 13 images are held out
+    assert "familiarity" not in model.predict(frame([registered.images / registered.tested[0]["path"]]))
+    output = tmp_path / "parts"
+    images = [f"--ckpt_path={registered.checkpoint}", f"--data.predict_path={registered.images}"]
+    assert main(["predict", *images, f"--output={output}", "--data.num_workers=0"]) == 0
+    assert pq.read_table(output)["familiarity"].null_count == 90
+
+
 # From where
 
 
@@ -241,17 +251,11 @@ def need_the_training(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(registry, "write_bundle", write)
 
 
-def keep_other_samples(patch: pytest.MonkeyPatch) -> None:
-    real = registry.write_golden_samples
-    patch.setattr(registry, "write_golden_samples", lambda f, images, answers: real(f, images[::-1], answers))
-
-
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
         (disagree_on_one_image, "disagrees with the test by up to 0.001 in probability"),
         (need_the_training, "No module named 'torch' where the model is to answer"),
-        (keep_other_samples, "golden samples, disagrees"),
     ],
 )
 def test_a_version_that_fails_its_proof_is_not_left_behind(
@@ -269,10 +273,14 @@ def test_a_version_that_fails_its_proof_is_not_left_behind(
     assert run.logged_models == logged
 
 
-def test_a_failure_leaves_what_was_registered_before(registered: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_what_was_registered_before(
+    registered: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = registered.client.get_model_version_by_alias("colours", "challenger").version
-    keep_other_samples(monkeypatch)
+    real = registry.write_golden_samples
+    monkeypatch.setattr(registry, "write_golden_samples", lambda f, images, answers: real(f, images[::-1], answers))
     assert registered.register("colours") == 1
+    assert "golden samples, disagrees" in capsys.readouterr().err
     assert registered.client.get_model_version_by_alias("colours", "challenger").version == before
     assert len(registered.client.search_model_versions("name='colours'")) == 1
 
@@ -286,7 +294,7 @@ def test_a_run_whose_model_cannot_be_registered_has_all_the_same_what_it_found(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fitting, "register", fail)
     write_images(tmp_path / "images", per_class=10)
-    arguments = [*fast(tmp_path / "images"), "--trainer.max_epochs=1", "--model.backbone=resnet20"]
+    arguments = [*fast(tmp_path / "images"), "--trainer.max_epochs=1"]
     assert main(["fit", *arguments, "--registered_model_name=colours"]) == 1
     (folder,) = Path("runs").iterdir()
     summary = json.loads((folder / "summary.json").read_text())

@@ -48,6 +48,8 @@ IN_TIMM = [
     *(f"seresnet{n}" for n in DEPTHS),
     "seresnext50_32x4d",
 ]
+# Of more than 50 layers: more of the blocks that the others have, seconds each.
+LARGE = [name for name in IN_TIMM if "101" in name or "152" in name]
 # Every map of the first is of even size on its way through the network, every one of the second of odd size.
 SIZES = (64, 65)
 
@@ -91,7 +93,7 @@ def test_state_dict_has_the_names_order_shapes_and_types_of_the_library(library,
     assert found == signature(from_library(library, name))
 
 
-@pytest.mark.parametrize("name", IN_TIMM)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in IN_TIMM])
 def test_logits_and_gradients_equal_those_of_the_libraries(name):
     ours = lively(name)
     # torchvision's 101 and 152 layers are more of the blocks that its 50 have: timm's suffice for them.

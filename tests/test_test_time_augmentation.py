@@ -119,7 +119,9 @@ def test_values_are_scaled_by_their_type(dtype: str) -> None:
 # The registered model
 
 
-@pytest.mark.parametrize(("views", "multi_label"), [("flip", False), ("flips", True)])
+@pytest.mark.parametrize(
+    ("views", "multi_label"), [pytest.param("flip", False, marks=pytest.mark.slow), ("flips", True)]
+)
 def test_the_bundle_averages_the_same_views(tmp_path: Path, views: str, multi_label: bool) -> None:
     made = task(views, multi_label=multi_label)
     write_bundle(tmp_path, made, {})
