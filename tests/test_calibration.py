@@ -159,7 +159,7 @@ def test_a_checkpoint_that_is_calibrated_is_not_calibrated_again(
     (run / "summary.json").unlink()
     arguments = [*fast(run.parent.parent / "images"), "--trainer.max_epochs=2"]
     capsys.readouterr()
-    assert main(["fit", *arguments, "--registered_model_name=x", "--ckpt_path=last"]) == 0
+    assert main(["fit", *arguments, "--ckpt_path=last"]) == 0
     assert (run / "best.ckpt").read_bytes() == before
     again = json.loads((run / "summary.json").read_text())
     assert again["temperature"] == reported["temperature"]

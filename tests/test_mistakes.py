@@ -179,7 +179,7 @@ def test_unreadable_images_are_named_all_at_once(complaint: Callable[..., str], 
 
 def test_weights_of_another_architecture(complaint: Callable[..., str], tmp_path: Path) -> None:
     save_file(FAMILY["resnet34"](num_classes=2).state_dict(), tmp_path / "other.safetensors")
-    line = complaint("--model.weights=other.safetensors")
+    line = complaint("--model.backbone=resnet18", "--model.weights=other.safetensors")
     assert "unexpected: layer1.2." in line
     assert "Set model.backbone to the architecture" in line
 
