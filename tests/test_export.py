@@ -28,8 +28,8 @@ BACKBONES = {
 }
 
 
-# Other tests register the plainest networks.
-SLOW = ("resnet20", "plain20")
+# Some seconds each: other tests register the plainest networks, and the rest differs in little.
+SLOW = ("resnet20", "plain20", "resnet18d", "timm/test_efficientnet")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from pipeline.cli import main
 from pipeline.registry import promote
 from pipeline.registry.versions import CHALLENGER, CHAMPION, PREVIOUS
+from pipeline.tracking.fresh import lay_out
 from tests.promotions import NAME, add_both, add_version, aliases, answers, exam
 
 
@@ -46,18 +47,10 @@ class Store:
         ]
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The tables of a store, which take seconds to make."""
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{file}", f"sqlite:///{file}").search_experiments(max_results=1)
-    return file.read_bytes()
-
-
 @pytest.fixture
-def store(tmp_path: Path, empty_store: bytes, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mlflow.db").write_bytes(empty_store)
+    lay_out(tmp_path / "mlflow.db")
     return Store(tmp_path)
 
 

@@ -16,23 +16,17 @@ from mlflow import MlflowClient
 from pipeline.registry import lock as module
 from pipeline.registry.lock import LockError, PromotionLock
 from pipeline.registry.versions import CHALLENGER, CHAMPION, PREVIOUS
+from pipeline.tracking.fresh import lay_out
 from tests.postgresql import postgresql
 from tests.promotions import NAME, add_both, aliases, mlflow_server, promotions_at_once
 
 LOCK = f"{NAME}.promotion-lock"
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{file}", f"sqlite:///{file}").search_experiments(max_results=1)
-    return file.read_bytes()
-
-
 @pytest.fixture
-def uri(tmp_path: Path, empty_store: bytes, monkeypatch: pytest.MonkeyPatch) -> str:
+def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mlflow.db").write_bytes(empty_store)
+    lay_out(tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 

@@ -48,8 +48,8 @@ IN_TIMM = [
     *(f"seresnet{n}" for n in DEPTHS),
     "seresnext50_32x4d",
 ]
-# Of more than 50 layers: more of the blocks that the others have, seconds each.
-LARGE = [name for name in IN_TIMM if "101" in name or "152" in name]
+# More, or wider, of the blocks that the others have: seconds each.
+LARGE = [name for name in IN_TIMM if "101" in name or "152" in name or name.startswith("wide")]
 # Every map of the first is of even size on its way through the network, every one of the second of odd size.
 SIZES = (64, 65)
 

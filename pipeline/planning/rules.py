@@ -54,7 +54,12 @@ def val_fraction(facts: Facts) -> Ruled:
     """Share of the images that is held out to choose and to calibrate by."""
     held_out = round(VAL_FRACTION * (facts.images + facts.validated))
     if held_out < _LEAST_HELD_OUT:
-        return Ruled(0.0, f"{held_out} images choose no better than a coin, and are worth more in training", MEASURED)
+        return Ruled(
+            0.0,
+            f"{held_out} images choose no better than a coin, and are worth more in training; a penalty of the head is "
+            "chosen in folds, and crossvalidate tests on all images in turn",
+            MEASURED,
+        )
     return Ruled(VAL_FRACTION, "enough to choose and to calibrate by", MEASURED)
 
 
