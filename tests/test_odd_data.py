@@ -40,7 +40,7 @@ def summary() -> dict:
 
 
 @pytest.mark.parametrize("classes", [100, pytest.param(1000, marks=pytest.mark.slow)])
-def test_a_thousand_classes_of_three_images(arguments: list[str], classes: int) -> None:
+def test_very_many_classes_of_three_images(arguments: list[str], classes: int) -> None:
     draw({f"{number:04}": 3 for number in range(classes)}, side=8)
     assert main(arguments) == 0
     assert len(summary()["classes"]) == classes

@@ -175,54 +175,51 @@ def test_rates_follow_the_scale_of_the_weights() -> None:
     assert rules.head_learning_rate(FACTS, 1e-4, solved=False).value == pytest.approx(1e-3)
 
 
-def test_rules_that_are_more_than_common_sense_say_where_they_come_from() -> None:
-    for facts in (FACTS, replace(FACTS, images=30, short_side=400)):
-        for ruled in (
-            rules.val_fraction(facts),
-            rules.strategy(facts, 4, trains=False),
-            rules.head_stages(facts, solved=True),
-            rules.head_stages(facts, solved=False),
-            rules.train_size(facts, trains=True),
-            rules.head_alone(60),
-            rules.image_size(facts, 160),
-            rules.crop_fraction(facts),
-            rules.batch_size(facts),
-            rules.epochs(facts),
-            rules.smallest_crop(4),
-            rules.reduced_epochs(facts, 160, 24, in_budget=False),
-            rules.reduced_epochs(facts, 160, 4, in_budget=False),
-            rules.learning_rate(facts, 8),
-            rules.head_learning_rate(facts, 1e-4, solved=True),
-            rules.head_learning_rate(facts, 1e-4, solved=False),
-            rules.batch_norm(facts, 8),
-            rules.test_time_augmentation(facts, "any"),
-        ):
-            assert ruled.source, ruled.reason
+def every_rule(facts: Facts) -> list[rules.Ruled]:
+    """What each of them says, in its different cases."""
+    return [
+        rules.val_fraction(facts),
+        rules.strategy(facts, 4, trains=False),
+        rules.head_stages(facts, solved=True),
+        rules.head_stages(facts, solved=False),
+        rules.train_size(facts, trains=True),
+        rules.head_alone(60),
+        rules.image_size(facts, 160),
+        rules.crop_fraction(facts),
+        rules.batch_size(facts),
+        rules.epochs(facts),
+        rules.smallest_crop(4),
+        rules.reduced_epochs(facts, 160, 24, in_budget=False),
+        rules.reduced_epochs(facts, 160, 4, in_budget=False),
+        rules.learning_rate(facts, 8),
+        rules.head_learning_rate(facts, 1e-4, solved=True),
+        rules.head_learning_rate(facts, 1e-4, solved=False),
+        rules.batch_norm(facts, 8),
+        rules.test_time_augmentation(facts, "any"),
+    ]
 
 
 def test_every_rule_says_why() -> None:
     for facts in (FACTS, replace(FACTS, pretrained=False), replace(FACTS, images=30, short_side=40)):
-        for ruled in (
-            rules.val_fraction(facts),
-            rules.strategy(facts, 4, trains=False),
-            rules.head_stages(facts, solved=True),
-            rules.head_stages(facts, solved=False),
-            rules.train_size(facts, trains=True),
-            rules.image_size(facts, 160),
-            rules.crop_fraction(facts),
-            rules.batch_size(facts),
-            rules.epochs(facts),
-            rules.smallest_crop(4),
-            rules.reduced_epochs(facts, 160, 24, in_budget=False),
+        plain = [
             rules.reduced_epochs(facts, 160, 24, in_budget=True),
             rules.reduced_epochs(facts, 32, 24, in_budget=False),
-            rules.reduced_epochs(facts, 160, 4, in_budget=False),
-            rules.learning_rate(facts, 32),
-            rules.head_learning_rate(facts, 1e-4, solved=True),
-            rules.batch_norm(facts, 8),
-            rules.test_time_augmentation(facts, "any"),
-        ):
+        ]
+        for ruled in [*every_rule(facts), *plain]:
             assert len(ruled.reason) > 8
+
+
+def test_every_rule_for_pretrained_weights_says_where_it_comes_from() -> None:
+    for facts in (FACTS, replace(FACTS, images=30, short_side=400)):
+        for ruled in every_rule(facts):
+            assert ruled.source, ruled.reason
+
+
+def test_what_was_measured_with_pretrained_weights_is_not_said_to_hold_from_scratch() -> None:
+    scratch = replace(FACTS, pretrained=False)
+    for rule in (rules.val_fraction, rules.crop_fraction, rules.batch_size):
+        assert (rule(FACTS).source, rule(scratch).source) == (rules.MEASURED, "")
+    assert rules.head_stages(scratch, solved=False).source == ""
 
 
 # Budgets

@@ -346,7 +346,7 @@ def test_elpv_splits_are_balanced_by_label_and_cell_type(elpv_root):
 
 def test_elpv_images_are_read_as_colour(elpv_root):
     batch = next(iter(elpv_module(elpv_root).val_dataloader()))
-    assert batch["image"].shape == (8, 3, 32, 32)  # twice a training batch
+    assert batch["image"].shape == (4, 3, 32, 32)
     assert (batch["image"] == 100).all()
 
 
@@ -363,4 +363,4 @@ def test_elpv_as_installed_has_the_published_counts():
     for split, fraction in (("train", 0.7), ("val", 0.1), ("test", 0.2)):
         assert sum(module.table.counts(split).values()) == pytest.approx(2624 * fraction, abs=4)
         assert module.table.counts(split)["defective"] == pytest.approx(821 * fraction, abs=2)
-    assert next(iter(module.test_dataloader()))["image"].shape == (8, 3, 32, 32)
+    assert next(iter(module.test_dataloader()))["image"].shape == (4, 3, 32, 32)

@@ -113,7 +113,7 @@ class Planner:
             self._settle(EPOCHS, Ruled(1, "a formality: the head is solved before it, and nothing is trained"))
             for name in (BATCH_SIZE, VIEWS):  # nothing is chosen here, and evaluation follows who sets them
                 if (given := self._given(name)) is not None:
-                    self._settle(name, Ruled(given, ""))
+                    self.choices[name] = Choice(name, given, by_user=True)
             return Plan(tuple(self.choices.values()), expected)
         batch_size = self._settle(BATCH_SIZE, rules.batch_size(facts))
         orientation = self._settle(ORIENTATION, self._orientation)

@@ -13,7 +13,7 @@ from pipeline.planning.budget import Fitted
 from pipeline.planning.duration import in_words
 from pipeline.planning.facts import Facts
 
-#: Source of what this project has measured itself, with it and without it.
+#: Source of what this project has measured itself, with it and without it, from pretrained weights on.
 MEASURED = "measured: docs/defaults.md"
 #: So many training images can teach even the first stages something, and say themselves how they may be turned.
 MANY = 20_000
@@ -50,17 +50,22 @@ class Ruled(NamedTuple):
     source: str = ""
 
 
+def _measured(facts: Facts) -> str:
+    """The source of a rule that holds from scratch, too, where nothing was measured."""
+    return MEASURED if facts.pretrained else ""
+
+
 def val_fraction(facts: Facts) -> Ruled:
     """Share of the images that is held out to choose and to calibrate by."""
     held_out = round(VAL_FRACTION * (facts.images + facts.validated))
     if held_out < _LEAST_HELD_OUT:
         return Ruled(
             0.0,
-            f"{held_out} images choose no better than a coin, and are worth more in training; a penalty of the head is "
-            "chosen in folds, and crossvalidate tests on all images in turn",
-            MEASURED,
+            f"{held_out} images choose no better than a coin, and are worth more in training; crossvalidate tests on "
+            "all images in turn",
+            _measured(facts),
         )
-    return Ruled(VAL_FRACTION, "enough to choose and to calibrate by", MEASURED)
+    return Ruled(VAL_FRACTION, "enough to choose and to calibrate by", _measured(facts))
 
 
 def strategy(facts: Facts, epochs: int, trains: bool) -> Ruled:
@@ -104,7 +109,7 @@ def head_stages(facts: Facts, solved: bool) -> Ruled:
     if facts.head_stages == 1:
         return Ruled(1, "the head of such a network sees its last stage alone")
     if not solved:
-        return Ruled(1, "a fresh head waits for the last stage to learn what it needs", MEASURED)
+        return Ruled(1, "a fresh head waits for the last stage to learn what it needs", _measured(facts))
     return Ruled(
         facts.head_stages,
         "a solved head takes from earlier stages what the last has dropped because it did not matter in pretraining",
@@ -175,7 +180,7 @@ def image_size(facts: Facts, trained: int) -> Ruled:
 
 def crop_fraction(facts: Facts) -> Ruled:
     """Share of the short side that evaluation keeps."""
-    return Ruled(1.0, "the subject may reach to the border", MEASURED)
+    return Ruled(1.0, "the subject may reach to the border", _measured(facts))
 
 
 def batch_size(facts: Facts) -> Ruled:
@@ -184,8 +189,9 @@ def batch_size(facts: Facts) -> Ruled:
     while size > _SMALLEST_BATCH and facts.images // (size * facts.devices) < _STEPS_AN_EPOCH:
         size //= 2
     if size == _LARGEST_BATCH:
-        return Ruled(size, "enough for batch normalisation, small enough for many steps", MEASURED)
-    return Ruled(size, f"so that {facts.images:,} images make at least {_STEPS_AN_EPOCH} steps an epoch", MEASURED)
+        return Ruled(size, "enough for batch normalisation, small enough for many steps", _measured(facts))
+    reason = f"so that {facts.images:,} images make at least {_STEPS_AN_EPOCH} steps an epoch"
+    return Ruled(size, reason, _measured(facts))
 
 
 def epochs(facts: Facts) -> Ruled:
