@@ -1,5 +1,6 @@
 """What a person sees while a run goes on."""
 
+import math
 import sys
 import textwrap
 import time
@@ -12,6 +13,8 @@ from tqdm import tqdm
 
 from datamodules import ImageDataModule
 from datamodules.checking import first_of
+
+_REFRESHED = 0.5  # seconds from one look at the loss to the next
 
 
 @rank_zero_only
@@ -46,15 +49,17 @@ class Meter:
     def __init__(self, shown: bool) -> None:
         self.shown = shown
         self._bar: tqdm[Any] | None = None
+        self._what = ("", 0)
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Tell how much of something is done, of how much."""
         if not self.shown:
             return
-        if self._bar is not None and (self._bar.desc, self._bar.total) != (f"{what}: ", total):
+        if self._bar is not None and self._what != (what, total):
             self._bar.close()
             self._bar = None
         if self._bar is None:
+            self._what = what, total
             self._bar = tqdm(desc=what, total=total, leave=False, unit=" images", file=sys.stdout)
         self._bar.update(done - self._bar.n)
         if done >= total:
@@ -63,15 +68,29 @@ class Meter:
 
 
 class ProgressBar(TQDMProgressBar):
-    """A bar for the epoch that runs, counted from one as the lines above it; it goes when the epoch is over."""
+    """A bar for the epoch that runs, counted from one as the lines above it; it goes when the epoch is over.
+
+    Showing the loss makes the host wait for the device, so it is looked at twice a second. (What is logged for a bar in
+    Lightning 2.6.6 is read at every step, shown or not.)
+    """
 
     def __init__(self) -> None:
         super().__init__(leave=False)
+        self._loss = math.nan
+        self._shown = -math.inf
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.monotonic()
+        if now - self._shown >= _REFRESHED or batch_idx + 1 == self.total_train_batches:
+            self._loss, self._shown = float(outputs["loss"]), now
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)  # the end of the tracked run's id, which says nothing
-        return metrics
+        return {**metrics, "loss": self._loss}
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         super().on_train_epoch_start(trainer, *_)

@@ -10,13 +10,12 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from pipeline.errors import UserError
 from pipeline.evaluation.calibration import temper
 from pipeline.evaluation.familiarity import Familiarity
 from pipeline.evaluation.predictions import to_probabilities
-from pipeline.evaluation.validation import validation_metrics
+from pipeline.evaluation.validation import MeanLoss, validation_metrics
 from pipeline.finetuning.optimization import cosine_with_warmup, default_rates, parameter_groups, weight_scale
 from pipeline.finetuning.statistics import use_stored_statistics
 from pipeline.mixing import Kind, mix
@@ -181,8 +180,8 @@ class ClassificationTask(LightningModule):
         self._in_training = False
         self.val_metrics = validation_metrics(len(classes), multi_label)
         # Weighted by images, because processes may hold unequally many; Lightning's own mean over processes is not.
-        self.train_loss = MeanMetric()
-        self.val_loss = MeanMetric()
+        self.train_loss = MeanLoss()
+        self.val_loss = MeanLoss()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[LINEAGE] = asdict(self.lineage)
@@ -251,8 +250,8 @@ class ClassificationTask(LightningModule):
             other = self.objective(logits, target[mixture.partner]) * weight[mixture.partner]
             losses = mixture.share * own + (1 - mixture.share) * other
         loss = losses.mean()
-        self.train_loss.update(loss.detach(), len(images))
-        self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True)
+        self.train_loss.update(loss, len(images))
+        self.log("train/loss", loss, on_step=True, on_epoch=False)
         self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True)
         return loss
 

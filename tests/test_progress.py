@@ -1,11 +1,13 @@
 """What a person sees: a bar on a terminal, plain lines elsewhere."""
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from pipeline.cli import main
+from pipeline.progress import Meter
 from tests.support import fast, write_images
 
 
@@ -36,6 +38,29 @@ def test_a_bar_on_a_terminal_unless_quiet(
     shown = capsys.readouterr()
     assert ("%|" in shown.out + shown.err) is not quiet
     assert "epoch   2/2  train/loss" in shown.out
+
+
+def test_a_bar_for_images_goes_on_and_another_starts_at_its_own_beginning(capsys: pytest.CaptureFixture[str]) -> None:
+    meter = Meter(shown=True)
+    for done in (1, 50, 99):
+        time.sleep(0.15)  # more often it is not drawn
+        meter("features", done, 100)
+    meter("features", 100, 100)
+    meter("trying train", 10, 20)
+    shown = [" ".join(drawn.split("|")[0].split()) for drawn in capsys.readouterr().out.split("\r")]
+    drawn = ["features: 0%", "features: 50%", "features: 99%", "trying train: 0%"]
+    assert [bar for bar in shown if "%" in bar] == drawn
+
+
+def test_the_loss_in_the_bar_is_that_of_the_last_step(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    # An epoch of one step, whose loss is the epoch's.
+    assert main([*arguments, "--data.batch_size=64", "--trainer.max_epochs=1"]) == 0
+    shown = "".join(capsys.readouterr())
+    of_epoch = float(shown.split("train/loss ")[1].split()[0])
+    assert float(shown.rsplit("loss=", 1)[1].split("]")[0]) == pytest.approx(of_epoch, abs=0.01)
 
 
 def test_the_lower_loss_is_the_better_one(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

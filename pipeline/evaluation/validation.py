@@ -1,6 +1,7 @@
 """Metrics of the validations inside a training: those of :mod:`pipeline.evaluation.metrics`, without intervals."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +20,12 @@ def validation_metrics(classes: int, multi_label: bool) -> MetricCollection:
         multi_label: whether an image may have several; targets are then ``(N, classes)`` of 0 and 1, else ``(N,)``.
     """
     if not multi_label:
+        # Targets are the data's own, and were checked there; here that would have the host wait for every batch.
+        given: dict[str, Any] = {"num_classes": classes, "validate_args": False}
         return MetricCollection(
             {
-                "accuracy": MulticlassAccuracy(num_classes=classes, average="micro"),
-                "macro_f1": MulticlassF1Score(num_classes=classes, average="macro"),
+                "accuracy": MulticlassAccuracy(average="micro", **given),
+                "macro_f1": MulticlassF1Score(average="macro", **given),
             },
             prefix="val/",
         )
@@ -33,6 +36,30 @@ def validation_metrics(classes: int, multi_label: bool) -> MetricCollection:
         prefix="val/",
         compute_groups=[list(measures)],
     )
+
+
+class MeanLoss(Metric):
+    """The mean loss of images whose batches' means are known, on the device.
+
+    (The mean of torchmetrics looks for NaN, for which the host waits; that of 1.9.0, told not to, forgets the weights.)
+    """
+
+    full_state_update = False
+    total: Tensor
+    images: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, images: int) -> None:
+        """Add the mean loss of so many images, float ``()``."""
+        self.total += loss.detach() * images
+        self.images += images
+
+    def compute(self) -> Tensor:
+        return self.total / self.images
 
 
 class MultiLabelMetric(Metric):
