@@ -90,45 +90,70 @@ def keep_images(folder: Path, read: Callable[[int], bytes], count: int) -> list[
     return contents
 
 
-def prove(
-    address: str, tracking_uri: str, tested: Tested, threshold: float | None, folder: Path, step: float | None = None
-) -> None:
-    """Load a registered model in a fresh process and have it repeat the golden samples and the whole test.
+class Prover:
+    """Has a registered model repeat its golden samples and its whole test in a fresh process.
 
-    The process starts in another folder, cannot import what training needs, and may not unpickle models.
+    The process starts in another folder, cannot import what training needs, and may not unpickle models. It starts when
+    the block is entered, and is ready when the model is: what it imports takes as long as exporting.
 
     Args:
-        address: ``models:/<name>/<version>``.
         tracking_uri: of the registry.
-        tested: what it must repeat.
-        threshold: score below which it gives no label.
-        folder: with the images (see :func:`keep_images`), in the order of ``tested``.
-        step: the least difference in how familiar images are; None: it says nothing of that.
-
-    Raises:
-        RuntimeError: it cannot be loaded there, or answers otherwise; the message says which.
+        folder: where the images will be (see :func:`keep_images`), in the order of the test.
     """
-    environment = {
-        **os.environ,
-        "BLOCKED": ",".join(_BLOCKED),
-        "MLFLOW_TRACKING_URI": tracking_uri,
-        "MLFLOW_REGISTRY_URI": tracking_uri,
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    }
-    # -P: the folder of the script, which holds modules of ours, is not where imports look.
-    command = [sys.executable, "-P", str(Path(__file__).with_name("replay.py")), address, str(folder)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        last = " / ".join(line.strip() for line in done.stderr.strip().splitlines()[-_LAST_LINES:])
-        raise RuntimeError(f"{address} cannot answer in a process without the training packages: {last}")
-    answers = np.load(folder / "answers.npz", allow_pickle=False)
-    predictions = tested.predictions
-    require_agreement(answers["golden"], answers["expected"], predictions.multi_label, f"{address}, golden samples,")
-    require_agreement(answers["probabilities"], predictions.probabilities, predictions.multi_label, address)
-    require_familiarity(answers["familiarity"], predictions, step, address)
-    labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
-    if labels != _labels(answers["probabilities"], tested, threshold):
-        raise RuntimeError(f"{address} gives other labels than follow from its probabilities.")
+
+    def __init__(self, tracking_uri: str, folder: Path) -> None:
+        self.tracking_uri, self.folder = tracking_uri, folder
+
+    def __enter__(self) -> "Prover":
+        environment = {
+            **os.environ,
+            "BLOCKED": ",".join(_BLOCKED),
+            "MLFLOW_TRACKING_URI": self.tracking_uri,
+            "MLFLOW_REGISTRY_URI": self.tracking_uri,
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        }
+        # -P: the folder of the script, which holds modules of ours, is not where imports look.
+        command = [sys.executable, "-P", str(Path(__file__).with_name("replay.py")), str(self.folder)]
+        self._process = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._process:
+            self._process.kill()
+
+    def prove(self, address: str, tested: Tested, threshold: float | None, step: float | None = None) -> None:
+        """Load a model, ask it, and compare; once.
+
+        Args:
+            address: ``models:/<name>/<version>``.
+            tested: what it must repeat.
+            threshold: score below which it gives no label.
+            step: the least difference in how familiar images are; None: it says nothing of that.
+
+        Raises:
+            RuntimeError: it cannot be loaded there, or answers otherwise; the message says which.
+        """
+        _, said = self._process.communicate(address)
+        if self._process.returncode != 0:
+            last = " / ".join(line.strip() for line in said.strip().splitlines()[-_LAST_LINES:])
+            raise RuntimeError(f"{address} cannot answer in a process without the training packages: {last}")
+        answers = np.load(self.folder / "answers.npz", allow_pickle=False)
+        predictions = tested.predictions
+        several = predictions.multi_label
+        require_agreement(answers["golden"], answers["expected"], several, f"{address}, golden samples,")
+        require_agreement(answers["probabilities"], predictions.probabilities, several, address)
+        require_familiarity(answers["familiarity"], predictions, step, address)
+        labels = json.loads((self.folder / "labels.json").read_text(encoding="utf-8"))
+        if labels != _labels(answers["probabilities"], tested, threshold):
+            raise RuntimeError(f"{address} gives other labels than follow from its probabilities.")
 
 
 def _labels(probabilities: NDArray[np.float64], tested: Tested, threshold: float | None) -> list[Any]:

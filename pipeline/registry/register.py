@@ -20,7 +20,7 @@ from pipeline.evaluation.metrics import Estimate
 from pipeline.evaluation.predictions import Predictions
 from pipeline.registry.bundle import BUNDLE, DESCRIPTION, needs_tifffile, write_bundle, write_golden_samples
 from pipeline.registry.card import CARD, write_card
-from pipeline.registry.proof import keep_images, prove, require_agreement
+from pipeline.registry.proof import Prover, keep_images, require_agreement
 from pipeline.registry.tested import TESTED, Tested
 from pipeline.registry.versions import CHALLENGER, PROVEN
 from pipeline.task import ClassificationTask
@@ -78,7 +78,7 @@ def register(name: str, candidate: Candidate, tracking_uri: str, run_id: str) ->
     """Log the model in its run, register it, prove it, and only then call it ``challenger``.
 
     Before anything is logged the bundle must answer as the test did on images spread over the test split; afterwards
-    the registered version must do so on all of them (see :func:`~pipeline.registry.proof.prove`).
+    the registered version must do so on all of them (see :class:`~pipeline.registry.proof.Prover`).
 
     Args:
         name: of the registered model.
@@ -114,25 +114,26 @@ def _register(name: str, candidate: Candidate, tracking_uri: str, run_id: str) -
         bundle, images = Path(scratch) / BUNDLE, Path(scratch) / "images"
         bundle.mkdir()
         images.mkdir()
-        read = partial(candidate.data.encoded, "test")
-        tested = candidate.tested(keep_images(images, read, len(candidate.predictions.probabilities)))
-        chosen = np.unique(np.linspace(0, len(tested.paths) - 1, _GOLDEN_SAMPLES).astype(int))
-        golden = [read(int(index)) for index in chosen]
-        _fill(bundle, name, candidate, tested, run_id)
-        expected = candidate.predictions.probabilities[chosen]
-        write_golden_samples(bundle, golden, expected)
-        require_agreement(
-            _served(bundle, golden), expected, tested.predictions.multi_label, "The model to be registered"
-        )
-        with _active(client, run_id):
-            model_id, address = _log(bundle, candidate, golden[:1])
-        with _version(client, name, address, model_id) as version:
-            familiarity = candidate.task.familiarity
-            step = None if familiarity is None else familiarity.step
-            prove(f"models:/{name}/{version}", tracking_uri, tested, candidate.threshold, images, step)
-            client.set_model_version_tag(name, version, PROVEN, tested.digest)
-            client.update_model_version(name, version, _shortened((bundle / CARD).read_text(encoding="utf-8")))
-            client.set_registered_model_alias(name, CHALLENGER, version)
+        with Prover(tracking_uri, images) as prover:
+            read = partial(candidate.data.encoded, "test")
+            tested = candidate.tested(keep_images(images, read, len(candidate.predictions.probabilities)))
+            chosen = np.unique(np.linspace(0, len(tested.paths) - 1, _GOLDEN_SAMPLES).astype(int))
+            golden = [read(int(index)) for index in chosen]
+            _fill(bundle, name, candidate, tested, run_id)
+            expected = candidate.predictions.probabilities[chosen]
+            write_golden_samples(bundle, golden, expected)
+            require_agreement(
+                _served(bundle, golden), expected, tested.predictions.multi_label, "The model to be registered"
+            )
+            with _active(client, run_id):
+                model_id, address = _log(bundle, candidate, golden[:1])
+            with _version(client, name, address, model_id) as version:
+                familiarity = candidate.task.familiarity
+                step = None if familiarity is None else familiarity.step
+                prover.prove(f"models:/{name}/{version}", tested, candidate.threshold, step)
+                client.set_model_version_tag(name, version, PROVEN, tested.digest)
+                client.update_model_version(name, version, _shortened((bundle / CARD).read_text(encoding="utf-8")))
+                client.set_registered_model_alias(name, CHALLENGER, version)
     return version
 
 

@@ -1,8 +1,9 @@
 """Ask a registered model for its answers in a process that has nothing of the training: run as a script.
 
-``python -P replay.py <models:/ address> <folder>``, with what may not be imported, separated by commas, in the
-environment's ``BLOCKED``. The folder has ``images.bin``, encoded images one after the other, and ``ends.npy``, where
-each ends; ``answers.npz`` is written into it. Needs MLflow and what the model needs.
+``python -P replay.py <folder>``, with what may not be imported, separated by commas, in the environment's ``BLOCKED``.
+The ``models:/`` address comes through standard input, when there is one. By then the folder has ``images.bin``, encoded
+images one after the other, and ``ends.npy``, where each ends; ``answers.npz`` is written into it. Needs MLflow and what
+the model needs.
 """
 
 import json
@@ -53,11 +54,16 @@ def _answer(model: Any, chunks: Iterator[list[bytes]]) -> tuple[np.ndarray, np.n
     return np.array(probabilities), np.array(familiarity), labels
 
 
-def main(address: str, folder: Path) -> None:
+def main(folder: Path) -> None:
     """Write the answers to the images of the folder, and to the golden samples that the model came with."""
     sys.meta_path.insert(0, _Blocker(os.environ["BLOCKED"].split(",")))
-    import mlflow
+    import mlflow.pyfunc
+    import onnxruntime  # noqa: F401 -- the model's, which takes a while
+    import pandas  # noqa: F401 -- as well
 
+    address = sys.stdin.read()
+    if not address:
+        return  # nobody asks any more
     model = mlflow.pyfunc.load_model(address)
     images, expected = model.unwrap_python_model().bundle.golden_samples()
     golden, _, _ = _answer(model, iter([images]))
@@ -68,4 +74,4 @@ def main(address: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]))
