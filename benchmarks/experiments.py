@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline import fitting
 from pipeline.checkpoints import read_checkpoint
 from pipeline.finetuning.statistics import normalisations
 from pipeline.models.resnet import Block
@@ -114,6 +115,14 @@ class StochasticDepth(Callback):
             return branch * kept / (1 - rate)
 
         return hook
+
+
+class Untempered(Callback):
+    """Leaves probabilities as the network gives them."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        fitting.fit_temperature = lambda predictions: 1.0
+        fitting.USUAL_TEMPERATURE = 1.0
 
 
 class Distillation(Callback):
