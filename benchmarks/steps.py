@@ -1,6 +1,7 @@
-"""What a training step of ResNet-18 takes: eager and compiled, with a fused optimizer, with the first stages kept.
+"""What a training step of ResNet-18 takes, eager, compiled, with a fused optimizer or with the first stages kept, and
+what an evaluated image takes in smaller and larger batches.
 
-    python benchmarks/steps.py                          # three minutes on two cores with bf16, eight without
+    python benchmarks/steps.py                          # four minutes on two cores with bf16, nine without
     python benchmarks/steps.py --device cuda --size 224 --batch 128
 
 Weights and images are random: neither changes what a step takes.
@@ -20,6 +21,7 @@ from pipeline.models.backbones import create_backbone
 from pipeline.precision import computing, pick_precision
 
 STEPS, ROUNDS = 8, 3
+EVALUATION_BATCHES, EVALUATED = (16, 32, 64, 128), 256
 
 Step = Callable[[], object]
 
@@ -59,6 +61,13 @@ def training(
     return step
 
 
+def evaluation(images: Tensor) -> Step:
+    """Answers to images, in float32, as whatever is tested."""
+    device = images.device.type
+    network = create_backbone("resnet18", 10).to(device, memory_format=torch.channels_last).eval()
+    return torch.inference_mode()(lambda: network(images))
+
+
 def timed(step: Step, device: str, count: int) -> float:
     """Seconds a step."""
     started = time.perf_counter()
@@ -90,6 +99,23 @@ def main() -> None:
         "eager, stem and two stages as they were": training(images, precision, kept=0.07),
     }
     print(table(steps, device))
+    size = round(1.2 * arguments.size)
+    print(f"\nevaluated in float32, images of {size} px, medians of {ROUNDS} rounds of {EVALUATED} images")
+    evaluations = {count: evaluation(images_of(device, size, count)) for count in EVALUATION_BATCHES}
+    print(evaluation_table(evaluations, device))
+
+
+def evaluation_table(evaluations: dict[int, Step], device: str) -> str:
+    """In Markdown: what an image takes in batches of so many."""
+    for step in evaluations.values():
+        timed(step, device, 1)
+    taken: dict[int, list[float]] = {count: [] for count in evaluations}
+    for _ in range(ROUNDS):
+        for count, step in evaluations.items():
+            taken[count].append(timed(step, device, EVALUATED // count) / count)
+    cells = [f"{1000 * statistics.median(seconds):.1f}" for seconds in taken.values()]
+    header = " | ".join(f"{count} at once" for count in taken)
+    return f"| | {header} |\n|---|{'---:|' * len(taken)}\n| ms an image | {' | '.join(cells)} |"
 
 
 def table(steps: dict[str, Step], device: str) -> str:

@@ -2,6 +2,8 @@
 
 import hashlib
 import multiprocessing
+import os
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.finetuning import features as module
+from pipeline.finetuning import room
 from pipeline.finetuning.features import FeatureStore, extract_features, network_digest
 from pipeline.models.backbones import create_backbone, features, head_name
 
@@ -218,6 +221,28 @@ def test_a_full_disk_is_said_and_leaves_no_litter(tmp_path, images, monkeypatch)
     with pytest.raises(UserError, match="No space left on device; make room"):
         images.extract(store_in(tmp_path))
     assert [path.name for path in store_in(tmp_path).folder.iterdir()] == []
+
+
+def test_beyond_a_limit_what_was_not_used_for_longest_goes_and_nothing_else(tmp_path, images, monkeypatch):
+    def store(number):
+        return FeatureStore(tmp_path, f"network {number}", RECORD)
+
+    (tmp_path / "a folder of the person's").mkdir()
+    for number in range(4):
+        images.extract(store(number))
+    for number in range(3):  # the fourth has been used today
+        os.utime(store(number).folder, (days_ago := time.time() - 86400 * (9 - number), days_ago))
+    images.extract(store(0))  # asked for again: of those left the second is now the oldest
+    assert len(images.read) == 4 * len(images.digests)
+    size = sum(file.stat().st_size for file in store(3).folder.iterdir())
+    monkeypatch.setattr(room, "MOST_BYTES", 4 * size)
+    images.extract(store(4))
+    left = {number for number in range(5) if store(number).folder.exists()}
+    assert left == {0, 2, 3, 4}
+    monkeypatch.setattr(room, "MOST_BYTES", 0)
+    images.extract(store(5))
+    assert {number for number in range(6) if store(number).folder.exists()} == {0, 3, 4, 5}
+    assert (tmp_path / "a folder of the person's").is_dir()
 
 
 def test_two_processes_at_once(tmp_path):

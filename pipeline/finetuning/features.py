@@ -17,6 +17,7 @@ from safetensors.numpy import load, save
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
+from pipeline.finetuning.room import make_room, note_use
 from pipeline.models import backbones
 
 Floats = NDArray[np.float32]
@@ -32,7 +33,8 @@ class FeatureStore:
 
     A file is written under a name of its own, becomes visible when it is complete, and never changes: several processes
     can write at once, and one that is killed leaves nothing half done in sight. What has been damaged is noticed by its
-    checksum, removed, and computed again. Nothing in a file is run.
+    checksum, removed, and computed again. Nothing in a file is run. Beyond 20 GB the stores that have not been used for
+    longest go.
 
     Args:
         folder: where all features are kept, of whatever network; it is made where there is none.
@@ -53,6 +55,7 @@ class FeatureStore:
             images: digests of their contents.
             view: which of several looks at the same image.
         """
+        note_use(self.folder)
         wanted = {self._key(image, view): image for image in images}
         found: dict[str, Floats] = {}
         for file in sorted(self.folder.glob(f"*{_SUFFIX}")):
@@ -187,6 +190,8 @@ def extract_features(
                 progress(len(digests) - len(rows) + done, len(digests))
     if done != len(rows):
         raise ValueError(f"expected {len(rows)} images from read_images, found {done}")
+    if rows:
+        make_room(store.folder.parent)
     return np.stack([known[digest] for digest in digests]) if digests else np.zeros((0, 0), np.float32)
 
 
