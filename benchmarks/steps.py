@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,13 @@ from torch import Tensor, nn
 from pipeline.allocator import keep_freed_memory
 from pipeline.finetuning.freezing import early_parameters, freeze, hold_still
 from pipeline.models.backbones import create_backbone
-from pipeline.precision import computing, pick_precision
+from pipeline.precision import computing, full_float32, pick_precision
 
 STEPS, ROUNDS = 8, 3
 EVALUATION_BATCHES, EVALUATED = (16, 32, 64, 128), 256
 
 Step = Callable[[], object]
+Name = TypeVar("Name")
 
 
 def images_of(device: str, size: int, batch: int) -> Tensor:
@@ -65,7 +67,13 @@ def evaluation(images: Tensor) -> Step:
     """Answers to images, in float32, as whatever is tested."""
     device = images.device.type
     network = create_backbone("resnet18", 10).to(device, memory_format=torch.channels_last).eval()
-    return torch.inference_mode()(lambda: network(images))
+
+    @torch.inference_mode()
+    def step() -> None:
+        with full_float32():
+            network(images)
+
+    return step
 
 
 def timed(step: Step, device: str, count: int) -> float:
@@ -102,34 +110,36 @@ def main() -> None:
     size = round(1.2 * arguments.size)
     print(f"\nevaluated in float32, images of {size} px, medians of {ROUNDS} rounds of {EVALUATED} images")
     evaluations = {count: evaluation(images_of(device, size, count)) for count in EVALUATION_BATCHES}
+    for evaluate in evaluations.values():
+        evaluate()
     print(evaluation_table(evaluations, device))
 
 
 def evaluation_table(evaluations: dict[int, Step], device: str) -> str:
     """In Markdown: what an image takes in batches of so many."""
-    for step in evaluations.values():
-        timed(step, device, 1)
-    taken: dict[int, list[float]] = {count: [] for count in evaluations}
-    for _ in range(ROUNDS):
-        for count, step in evaluations.items():
-            taken[count].append(timed(step, device, EVALUATED // count) / count)
-    cells = [f"{1000 * statistics.median(seconds):.1f}" for seconds in taken.values()]
-    header = " | ".join(f"{count} at once" for count in taken)
-    return f"| | {header} |\n|---|{'---:|' * len(taken)}\n| ms an image | {' | '.join(cells)} |"
+    medians = by_turns(evaluations, device, lambda count: EVALUATED // count)
+    cells = [f"{1000 * seconds / count:.1f}" for count, seconds in medians.items()]
+    header = " | ".join(f"{count} at once" for count in medians)
+    return f"| | {header} |\n|---|{'---:|' * len(medians)}\n| ms an image | {' | '.join(cells)} |"
 
 
 def table(steps: dict[str, Step], device: str) -> str:
     """In Markdown: what each takes, and how much of what the first one does."""
     first = {name: timed(step, device, 3) * 3 for name, step in steps.items()}
-    taken: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(ROUNDS):  # by turns, so that whatever else the machine does meets all of them
-        for name, step in steps.items():
-            taken[name].append(timed(step, device, STEPS))
-    medians = {name: statistics.median(seconds) for name, seconds in taken.items()}
+    medians = by_turns(steps, device, lambda _: STEPS)
     usual = next(iter(medians.values()))
     lines = ["| | ms a step | of the first | first three steps, s |", "|---|---:|---:|---:|"]
     lines += [f"| {name} | {1000 * m:.0f} | {m / usual:.2f} | {first[name]:.1f} |" for name, m in medians.items()]
     return "\n".join(lines)
+
+
+def by_turns(steps: dict[Name, Step], device: str, count: Callable[[Name], int]) -> dict[Name, float]:
+    """Median seconds of each step, taken in turn, so that whatever else the machine does meets all of them."""
+    taken: dict[Name, list[float]] = {name: [] for name in steps}
+    for _ in range(ROUNDS):
+        for name, step in steps.items():
+            taken[name].append(timed(step, device, count(name)))
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
 if __name__ == "__main__":

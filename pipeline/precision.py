@@ -21,6 +21,14 @@ def computing(precision: str, device: str) -> AbstractContextManager[object]:
     return nullcontext() if dtype is None else torch.autocast(device, dtype=dtype, cache_enabled=False)
 
 
+def full_float32() -> AbstractContextManager[None]:
+    """Convolutions on GPUs without TF32, which keeps 10 of float32's 23 bits and is on by default."""
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(
+        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
+    )
+
+
 def pick_precision(accelerator: str) -> tuple[Precision, str]:
     """bf16 mixed precision where the processor computes it, float32 elsewhere.
 

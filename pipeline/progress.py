@@ -82,9 +82,11 @@ class ProgressBar(TQDMProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now = time.monotonic()
-        if now - self._shown >= _REFRESHED or batch_idx + 1 == self.total_train_batches:
-            self._loss, self._shown = float(outputs["loss"]), now
+        now, step = time.monotonic(), batch_idx + 1
+        due = now - self._shown >= _REFRESHED and step % max(1, self.refresh_rate) == 0
+        if self.is_enabled and (due or step == self.total_train_batches):
+            # Lightning hands out the share of the loss that goes into the sum of the gradients.
+            self._loss, self._shown = float(outputs["loss"]) * trainer.accumulate_grad_batches, now
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

@@ -8,8 +8,10 @@ import time
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from torch import distributed
 
 from pipeline.exits import Terminated
 from pipeline.runs import LAST, RunFolder
@@ -44,12 +46,16 @@ class LastCheckpoint(Checkpoint):
         #: What the run will end with, once a signal has come.
         self.asked: type[KeyboardInterrupt] | None = None
         self._previous: dict[int, Any] = {}
+        self._hosts: Any = None
         self._saved: float | None = None
         self._pause = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not before: what comes earlier (a head is solved) can be stopped at any moment, and is begun again.
         self.asked = None
+        if trainer.world_size > 1 and self._hosts is None:
+            # The processes ask each other at every step, and none has to wait for its GPU meanwhile.
+            self._hosts = distributed.new_group(backend="gloo")
         if threading.current_thread() is threading.main_thread():  # elsewhere, signals cannot be handled
             self._previous = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
 
@@ -98,9 +104,11 @@ class LastCheckpoint(Checkpoint):
 
     def _all_asked(self, trainer: Trainer) -> bool:
         # All processes stop at the same step, whoever heard the signal first.
-        if trainer.world_size > 1:
-            return trainer.strategy.reduce_boolean_decision(self.asked is not None, all=False)
-        return self.asked is not None
+        if self._hosts is None:
+            return self.asked is not None
+        anybody = torch.tensor(self.asked is not None, dtype=torch.int32)
+        distributed.all_reduce(anybody, distributed.ReduceOp.MAX, group=self._hosts)
+        return bool(anybody)
 
 
 def _is_last_epoch(trainer: Trainer) -> bool:

@@ -1,7 +1,6 @@
 """What is learned: image classification with a network, its loss, its metrics and its optimizer."""
 
 import math
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -24,6 +23,7 @@ from pipeline.models.files import LINEAGE
 from pipeline.models.hub import HubUnreachableError
 from pipeline.models.weights import Lineage, LoadReport, load_pretrained
 from pipeline.objective import Imbalance, Objective
+from pipeline.precision import full_float32
 
 Batch = dict[str, Tensor]
 
@@ -275,7 +275,7 @@ class ClassificationTask(LightningModule):
         return self._evaluate(batch)
 
     def _evaluate(self, batch: Batch) -> Batch:
-        with torch.autocast(self.device.type, enabled=False), _full_float32():
+        with torch.autocast(self.device.type, enabled=False), full_float32():
             return _answered(batch, self.answer(batch["image"]))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -294,14 +294,6 @@ class ClassificationTask(LightningModule):
 def _answered(batch: Batch, answer: Answer) -> Batch:
     given = {name: tensor for name, tensor in answer._asdict().items() if tensor is not None}
     return {"index": batch["index"], "target": batch["target"], **given}
-
-
-def _full_float32() -> AbstractContextManager[None]:
-    """Convolutions on GPUs without TF32, which keeps 10 of float32's 23 bits and is on by default."""
-    cudnn = torch.backends.cudnn
-    return cudnn.flags(
-        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
-    )
 
 
 def _log_loss(probabilities: Tensor, target: Tensor) -> Tensor:

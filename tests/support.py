@@ -61,14 +61,16 @@ class InterruptAt(Callback):
     Args:
         step: the optimizer step at which it comes.
         number: of the signal; by default that of Ctrl-C.
+        rank: of the one process that gets it; None: all do.
     """
 
-    def __init__(self, step: int, number: int = int(signal.SIGINT)) -> None:
+    def __init__(self, step: int, number: int = int(signal.SIGINT), rank: int | None = None) -> None:
         self.step = step
         self.number = number
+        self.rank = rank
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == self.step:
+        if trainer.global_step == self.step and self.rank in (None, trainer.global_rank):
             os.kill(os.getpid(), self.number)
 
 

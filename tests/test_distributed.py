@@ -79,6 +79,25 @@ def test_a_mistake_ends_all_processes_with_one_line(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.slow
+def test_a_signal_that_one_process_hears_stops_both_at_the_same_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "images", per_class=15)
+    arguments = ["fit", *fast(tmp_path / "images"), *TWO, "--trainer.max_epochs=2", "--trainer.logger=false"]
+    arguments += ["--trainer.callbacks=tests.support.InterruptAt", "--trainer.callbacks.step=1"]
+    arguments += ["--trainer.callbacks.rank=1"]
+    stopped = pipeline(*arguments)
+    assert stopped.returncode == 130, stopped.stderr
+    assert "to go on" in stopped.stdout
+    (folder,) = Path("runs").iterdir()
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 2
+    done = pipeline(*arguments, "--ckpt_path=last")
+    assert done.returncode == 0, done.stderr
+    assert (folder / "summary.json").is_file()
+
+
+@pytest.mark.slow
 def test_a_head_that_one_process_solved_is_the_head_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "images", per_class=20)

@@ -227,7 +227,10 @@ def test_beyond_a_limit_what_was_not_used_for_longest_goes_and_nothing_else(tmp_
     def store(number):
         return FeatureStore(tmp_path, f"network {number}", RECORD)
 
-    (tmp_path / "a folder of the person's").mkdir()
+    other = tmp_path / hashlib.sha256(b"such as a run of MLflow's").hexdigest()[:32]
+    other.mkdir()
+    (other / "meta.yaml").touch()
+    os.utime(other, (0, 0))
     for number in range(4):
         images.extract(store(number))
     for number in range(3):  # the fourth has been used today
@@ -242,7 +245,7 @@ def test_beyond_a_limit_what_was_not_used_for_longest_goes_and_nothing_else(tmp_
     monkeypatch.setattr(room, "MOST_BYTES", 0)
     images.extract(store(5))
     assert {number for number in range(6) if store(number).folder.exists()} == {0, 3, 4, 5}
-    assert (tmp_path / "a folder of the person's").is_dir()
+    assert (other / "meta.yaml").exists()
 
 
 def test_two_processes_at_once(tmp_path):

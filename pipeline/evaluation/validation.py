@@ -20,7 +20,7 @@ def validation_metrics(classes: int, multi_label: bool) -> MetricCollection:
         multi_label: whether an image may have several; targets are then ``(N, classes)`` of 0 and 1, else ``(N,)``.
     """
     if not multi_label:
-        # Targets are the data's own, and were checked there; here that would have the host wait for every batch.
+        # Targets are the data's own, and were checked there; here that would have the host wait once more a batch.
         given: dict[str, Any] = {"num_classes": classes, "validate_args": False}
         return MetricCollection(
             {
@@ -39,7 +39,7 @@ def validation_metrics(classes: int, multi_label: bool) -> MetricCollection:
 
 
 class MeanLoss(Metric):
-    """The mean loss of images whose batches' means are known, on the device.
+    """The mean loss of images whose batches' means are known, on the device; NaN where one of them is.
 
     (The mean of torchmetrics looks for NaN, for which the host waits; that of 1.9.0, told not to, forgets the weights.)
     """

@@ -33,8 +33,7 @@ class FeatureStore:
 
     A file is written under a name of its own, becomes visible when it is complete, and never changes: several processes
     can write at once, and one that is killed leaves nothing half done in sight. What has been damaged is noticed by its
-    checksum, removed, and computed again. Nothing in a file is run. Beyond 20 GB the stores that have not been used for
-    longest go.
+    checksum, removed, and computed again. Nothing in a file is run.
 
     Args:
         folder: where all features are kept, of whatever network; it is made where there is none.
@@ -164,7 +163,8 @@ def extract_features(
         progress: called with how many images are done, and of how many.
 
     Returns:
-        float32 ``(N, F)``; ``(0, 0)`` where there are no images.
+        float32 ``(N, F)``; ``(0, 0)`` where there are no images. When some were computed, room is made in the store's
+        folder (see :func:`~pipeline.finetuning.room.make_room`).
 
     Raises:
         UserError: the store cannot be written, or features are not finite.

@@ -10,10 +10,10 @@ from pathlib import Path
 
 #: For all features in a folder together.
 MOST_BYTES = 20 * 10**9
-# Whoever reads or writes meanwhile has done so today.
+# A store that is being read or written was used within the last day.
 _SPARED_SECONDS = 24 * 3600.0
-# A store; nothing else in the folder is ever touched.
-_OURS = re.compile(r"[0-9a-f]{32}")
+# Of a store and of the files in it; nothing else in the folder is ever touched.
+_STORE, _FILE = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{32}\.(features|unfinished)")
 
 
 def note_use(store: Path) -> None:
@@ -23,23 +23,27 @@ def note_use(store: Path) -> None:
 
 
 def make_room(folder: Path) -> None:
-    """Remove stores from the least recently used on, until the rest is small enough or has been used today.
+    """Remove stores from the least recently used on, until the rest is small enough or was used within the last day.
 
     Args:
         folder: of stores, each a folder by the name of 32 hexadecimal digits.
     """
     stores = sorted(_stores(folder))
     total = sum(size for _, size, _ in stores)
-    for used, size, path in stores:
-        if total <= MOST_BYTES or time.time() - used < _SPARED_SECONDS:
+    for _, size, path in stores:
+        if total <= MOST_BYTES:
             return
-        shutil.rmtree(path, ignore_errors=True)
-        total -= size
+        with contextlib.suppress(OSError):  # another process has just removed it, or it is another person's
+            if time.time() - path.stat().st_mtime >= _SPARED_SECONDS:  # looked up again: it may be in use since
+                shutil.rmtree(path)
+                total -= size
 
 
 def _stores(folder: Path) -> Iterator[tuple[float, int, Path]]:
     """When each was last used, how large it is, and where."""
     for path in folder.iterdir():
-        if _OURS.fullmatch(path.name):
-            with contextlib.suppress(OSError):  # another process has just removed it, or a damaged file of it
-                yield path.stat().st_mtime, sum(file.stat().st_size for file in path.iterdir()), path
+        if _STORE.fullmatch(path.name):
+            with contextlib.suppress(OSError):  # it is no folder, or another process has just changed it
+                files = list(path.iterdir())
+                if all(_FILE.fullmatch(file.name) for file in files):
+                    yield path.stat().st_mtime, sum(file.stat().st_size for file in files), path

@@ -94,7 +94,7 @@ class Prover:
     """Has a registered model repeat its golden samples and its whole test in a fresh process.
 
     The process starts in another folder, cannot import what training needs, and may not unpickle models. It starts when
-    the block is entered, and is ready when the model is: what it imports takes as long as exporting.
+    the block is entered, and is ready about when the model is: its imports take as long as an export.
 
     Args:
         tracking_uri: of the registry.
@@ -141,7 +141,7 @@ class Prover:
         Raises:
             RuntimeError: it cannot be loaded there, or answers otherwise; the message says which.
         """
-        _, said = self._process.communicate(address)
+        _, said = self._process.communicate(f"{address}\n")
         if self._process.returncode != 0:
             last = " / ".join(line.strip() for line in said.strip().splitlines()[-_LAST_LINES:])
             raise RuntimeError(f"{address} cannot answer in a process without the training packages: {last}")

@@ -1,9 +1,9 @@
 """Ask a registered model for its answers in a process that has nothing of the training: run as a script.
 
 ``python -P replay.py <folder>``, with what may not be imported, separated by commas, in the environment's ``BLOCKED``.
-The ``models:/`` address comes through standard input, when there is one. By then the folder has ``images.bin``, encoded
-images one after the other, and ``ends.npy``, where each ends; ``answers.npz`` is written into it. Needs MLflow and what
-the model needs.
+The ``models:/`` address comes through standard input, a line, once there is one. By then the folder has ``images.bin``,
+encoded images one after the other, and ``ends.npy``, where each ends; ``answers.npz`` is written into it. Needs MLflow
+and what the model needs.
 """
 
 import json
@@ -61,7 +61,7 @@ def main(folder: Path) -> None:
     import onnxruntime  # noqa: F401 -- the model's, which takes a while
     import pandas  # noqa: F401 -- as well
 
-    address = sys.stdin.read()
+    address = sys.stdin.readline().strip()
     if not address:
         return  # nobody asks any more
     model = mlflow.pyfunc.load_model(address)
