@@ -1,5 +1,5 @@
-"""What a training step of ResNet-18 takes, eager, compiled, with a fused optimizer or with the first stages kept, and
-what an evaluated image takes in smaller and larger batches.
+"""What a training step of ResNet-18 takes, eager, compiled, in float32, with a fused optimizer or with the first stages
+kept, and what an evaluated image takes in smaller and larger batches.
 
     python benchmarks/steps.py                          # four minutes on two cores with bf16, nine without
     python benchmarks/steps.py --device cuda --size 224 --batch 128
@@ -101,6 +101,7 @@ def main() -> None:
     images = images_of(device, arguments.size, arguments.batch)
     steps = {
         "eager": training(images, precision),
+        "eager, in float32": training(images, "32-true"),
         "eager, fused AdamW": training(images, precision, fused=True),
         "compiled, fused AdamW": training(images, precision, compiled=True, fused=True),
         "eager, stem and one stage as they were": training(images, precision, kept=True),
