@@ -84,6 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--minutes", nargs="+", type=int, choices=MINUTES, default=list(MINUTES), help="default: 1 5 15")
     parser.add_argument("--report", action="store_true", help="run nothing")
     add_folders(parser, "budgets.jsonl")
     arguments = parser.parse_args()
@@ -100,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
     done = {key_of(result) for result in read_results(arguments.results)}
     for case in (CASES[name] for name in arguments.cases):
         for seed in arguments.seeds:
-            for contestant in (PROBE, *CONTESTANTS):
+            for contestant in (PROBE, *(f"ours --budget={minutes}m" for minutes in arguments.minutes)):
                 if (str(case), seed, contestant) in done:
                     continue
                 result = workplace.compete(case, seed, contestant, prepare(workplace, case, seed))
