@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument("--minutes", nargs="+", type=int, choices=MINUTES, default=list(MINUTES), help="default: 1 5 15")
+    parser.add_argument("--minutes", nargs="+", type=int, choices=MINUTES, default=list(MINUTES), help="default: all")
     parser.add_argument("--report", action="store_true", help="run nothing")
     add_folders(parser, "budgets.jsonl")
     arguments = parser.parse_args()
