@@ -83,8 +83,8 @@ class ProgressBar(TQDMProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now, step = time.monotonic(), batch_idx + 1
-        due = now - self._shown >= _REFRESHED and step % max(1, self.refresh_rate) == 0
-        if self.is_enabled and (due or step == self.total_train_batches):
+        due = now - self._shown >= _REFRESHED
+        if self.is_enabled and ((due and step % self.refresh_rate == 0) or step == self.total_train_batches):
             # Lightning hands out the share of the loss that goes into the sum of the gradients.
             self._loss, self._shown = float(outputs["loss"]) * trainer.accumulate_grad_batches, now
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)

@@ -17,12 +17,11 @@ from safetensors.numpy import load, save
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.finetuning.room import make_room, note_use
+from pipeline.finetuning.room import UNFINISHED, WHOLE, make_room, note_use
 from pipeline.models import backbones
 
 Floats = NDArray[np.float32]
 
-_SUFFIX = ".features"
 _DIGEST_BYTES = 32
 _IMAGES_A_FILE = 1024  # lost at most by a process that is killed
 _FORMAT = 1  # part of every key: raise it when features of the same name would mean something else
@@ -57,7 +56,7 @@ class FeatureStore:
         note_use(self.folder)
         wanted = {self._key(image, view): image for image in images}
         found: dict[str, Floats] = {}
-        for file in sorted(self.folder.glob(f"*{_SUFFIX}")):
+        for file in sorted(self.folder.glob(f"*{WHOLE}")):
             for key, features in self._read_file(file):
                 if key in wanted:
                     found[wanted[key]] = features
@@ -79,7 +78,7 @@ class FeatureStore:
             {"keys": keys.reshape(-1, _DIGEST_BYTES), "features": np.ascontiguousarray(features, np.float32)}
         )
         name = uuid.uuid4().hex  # from the operating system: two processes never choose the same
-        unfinished = self.folder / f"{name}.unfinished"
+        unfinished = self.folder / f"{name}{UNFINISHED}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -87,7 +86,7 @@ class FeatureStore:
                     file.write(self._checksum(content) + content)
                     file.flush()
                     os.fsync(file.fileno())
-                unfinished.replace(self.folder / f"{name}{_SUFFIX}")
+                unfinished.replace(self.folder / f"{name}{WHOLE}")
             finally:
                 unfinished.unlink(missing_ok=True)
         except OSError as error:
@@ -150,7 +149,8 @@ def extract_features(
     The network sees batches of one size (the last is filled up), whichever images are missing, so that on a processor
     an image has the same features, bit for bit, whatever it is computed with; on a GPU they may differ by rounding
     where another algorithm is chosen. What comes out of the store is bit for bit what went in. Identical images are
-    computed once.
+    computed once. Where some were computed, stores beside this one may have to go
+    (:func:`~pipeline.finetuning.room.make_room`).
 
     Args:
         network: put into evaluation mode meanwhile; afterwards each of its modules is in the mode that it was in.
@@ -163,8 +163,7 @@ def extract_features(
         progress: called with how many images are done, and of how many.
 
     Returns:
-        float32 ``(N, F)``; ``(0, 0)`` where there are no images. When some were computed, room is made in the store's
-        folder (see :func:`~pipeline.finetuning.room.make_room`).
+        float32 ``(N, F)``; ``(0, 0)`` where there are no images.
 
     Raises:
         UserError: the store cannot be written, or features are not finite.

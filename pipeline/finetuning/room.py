@@ -8,12 +8,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+#: How the names of files end in which features are kept, and until they are whole.
+WHOLE, UNFINISHED = ".features", ".unfinished"
 #: For all features in a folder together.
 MOST_BYTES = 20 * 10**9
 # A store that is being read or written was used within the last day.
 _SPARED_SECONDS = 24 * 3600.0
-# Of a store and of the files in it; nothing else in the folder is ever touched.
-_STORE, _FILE = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{32}\.(features|unfinished)")
+# A store, in which nothing but such files lies; nothing else in the folder is ever touched.
+_STORE = re.compile(r"[0-9a-f]{32}")
 
 
 def note_use(store: Path) -> None:
@@ -45,5 +47,5 @@ def _stores(folder: Path) -> Iterator[tuple[float, int, Path]]:
         if _STORE.fullmatch(path.name):
             with contextlib.suppress(OSError):  # it is no folder, or another process has just changed it
                 files = list(path.iterdir())
-                if all(_FILE.fullmatch(file.name) for file in files):
+                if all(file.suffix in (WHOLE, UNFINISHED) for file in files):
                     yield path.stat().st_mtime, sum(file.stat().st_size for file in files), path
