@@ -6,7 +6,7 @@ from lightning.pytorch import Trainer
 
 from datamodules import ImageDataModule
 from datamodules.splits import SPLITS
-from pipeline.finetuning import Strategy
+from pipeline.finetuning import LinearProbe, Strategy
 from pipeline.models.summary import count_parameters
 from pipeline.planning.duration import in_words
 from pipeline.planning.plan import Plan
@@ -88,10 +88,15 @@ def brief(
         f"finetuning {strategy.describe(network)}",
         *_extras(task),
         f"training   {_steps(trainer, task, data, strategy)}, precision {trainer.precision}",
-        f"monitor    {monitor[0]} ({monitor[1]})" if len(table.rows("val")) else "monitor    none: nothing is held out",
+        f"monitor    {f'{monitor[0]} ({monitor[1]})' if len(table.rows('val')) else _unmonitored(task, strategy)}",
         *_planned(plan),
         "",
     ]
+
+
+def _unmonitored(task: ClassificationTask, strategy: Strategy) -> str:
+    in_folds = isinstance(strategy, LinearProbe) and task.hparams["test_time_augmentation"] == "none"
+    return "none: nothing is held out" + ("; training images are judged in folds" if in_folds else "")
 
 
 def _planned(plan: Plan) -> list[str]:

@@ -16,6 +16,7 @@ from pipeline.evaluation.calibration import fit_temperature, tempered
 from pipeline.evaluation.comparison import paired_differences
 from pipeline.evaluation.familiarity import Familiarity
 from pipeline.evaluation.predictions import Predictions, to_probabilities
+from pipeline.finetuning import LinearProbe
 from pipeline.finetuning.features import evaluating, task_features
 from pipeline.finetuning.interpolation import USUAL_SHARE, StartingPoint, between, choose_share
 from pipeline.models.backbones import LAST_STAGES, describe
@@ -102,6 +103,36 @@ def settled_checkpoint(
             derive_checkpoint(last, best, {PASSED_OVER: earlier["epoch"] + 1})
     trainer.strategy.barrier()
     return best, read_checkpoint(best).get(PASSED_OVER)
+
+
+def answers_out_of_fold(
+    trainer: Trainer, task: ClassificationTask, data: ImageDataModule, probe: LinearProbe
+) -> tuple[list[int], Predictions] | None:
+    """What is answered to training images by heads that have not seen them, up to 2,000: in five folds, five heads.
+
+    They were solved as the head that is handed over, on four fifths of the images; a choice that was made by all of
+    them is its penalty alone.
+
+    Args:
+        trainer: done with the training.
+        task: with the network that is handed over.
+        data: with the images.
+        probe: by which the head was solved.
+
+    Returns:
+        Rows of the training images, and the predictions, at temperature 1. None where no image can be judged, or
+        several views of each are averaged in evaluation.
+    """
+    if task.hparams["test_time_augmentation"] != "none":
+        return None
+    task.to(trainer.strategy.root_device)
+    logits = probe.judge_out_of_fold(trainer, task, data).double()
+    rows = (~logits.isnan().any(1)).nonzero().squeeze(1)
+    if not len(rows):
+        return None
+    several = task.hparams["multi_label"]
+    targets = data.plain("train").targets[rows.numpy()].astype(np.int64)
+    return rows.tolist(), Predictions(targets, to_probabilities(logits[rows], several).numpy(), several)
 
 
 def measure_familiarity(

@@ -12,12 +12,13 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from datamodules import ImageDataModule
 from pipeline.checkpoints import CALIBRATED, calibrate_checkpoint, read_checkpoint
-from pipeline.evaluation.calibration import fit_temperature, tempered
+from pipeline.evaluation.calibration import fit_temperature
 from pipeline.evaluation.predictions import PredictionCollector
+from pipeline.finetuning import LinearProbe
 from pipeline.finetuning.interpolation import USUAL_TEMPERATURE, StartingPoint
-from pipeline.finishing import interpolated_checkpoint, measure_familiarity, settled_checkpoint
+from pipeline.finishing import answers_out_of_fold, interpolated_checkpoint, measure_familiarity, settled_checkpoint
 from pipeline.monitor import MONITORS
-from pipeline.outcome import Evaluated, say_next, track_outcome, write_predictions, write_summary
+from pipeline.outcome import OUT_OF_FOLD, Evaluated, say_next, track_outcome, write_predictions, write_summary
 from pipeline.progress import EpochLines, say
 from pipeline.registry.register import Candidate, StoreAwayError, register
 from pipeline.resumption import LastCheckpoint
@@ -85,6 +86,7 @@ class Fitting:
             (:func:`~pipeline.finishing.settled_checkpoint`).
         validates: whether there are images to choose and to calibrate by.
         features: folder where features are kept that another run can use; None: training moves the network.
+        probe: by which the head of this run was solved on the network as it was loaded; None: by none.
     """
 
     folder: RunFolder
@@ -99,6 +101,7 @@ class Fitting:
     settles: bool = False
     validates: bool = True
     features: Path | None = None
+    probe: LinearProbe | None = None
 
     def __post_init__(self) -> None:
         self.collector = PredictionCollector()
@@ -188,29 +191,44 @@ class Fitting:
     def _calibrate(
         self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule, best: Path
     ) -> Evaluated | None:
-        """Fit the temperature of the best checkpoint on the validation images, and measure what is familiar, once.
+        """Fit the temperature of the best checkpoint, and measure what is familiar, once.
 
         Returns:
-            What those images say under that temperature. Without them it is the one that is usual.
+            What is said under that temperature of validation images or, without them, of training images by heads that
+            have not seen them. Without either the temperature is the one that is usual.
         """
         # By this run, before it was interrupted. Asked before the evaluation, which all processes leave together: after
         # it, the first one writes.
         calibrated = read_checkpoint(best).get(CALIBRATED, False)
-        if not self.validates:
-            val, temperature = None, USUAL_TEMPERATURE if self.interpolates else 1.0
-        else:
+        val: Evaluated | None
+        if self.validates:
             val = evaluate(trainer, "val", task, data, best, self.collector)
+            if calibrated:
+                return val
+        else:
+            val = self._judge_out_of_fold(trainer, task, data)
+        if val is None:
+            temperature = USUAL_TEMPERATURE if self.interpolates else 1.0
+        else:
             temperature = fit_temperature(val.predictions)
-        if calibrated:
-            return val
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not calibrated:
             familiarity = measure_familiarity(trainer, task, data, self.features)
             measured = {} if familiarity is None else {FAMILIARITY: familiarity.to_state()}
             calibrate_checkpoint(best, temperature, measured)
         trainer.strategy.barrier()
-        if val is None:
+        return None if val is None else val.tempered(temperature)
+
+    def _judge_out_of_fold(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule) -> Evaluated | None:
+        """What the first process says of training images by heads that have not seen them, where there are such."""
+        if self.probe is None or not trainer.is_global_zero:
             return None
-        return Evaluated.of("val", val.paths, tempered(val.predictions, temperature), data.groups("val"))
+        found = answers_out_of_fold(trainer, task, data, self.probe)
+        if found is None:
+            return None
+        rows, predictions = found
+        paths, groups = data.paths("train"), data.groups("train")
+        among = None if groups is None else [groups[row] for row in rows]
+        return Evaluated.of(OUT_OF_FOLD, [paths[row] for row in rows], predictions, among)
 
     def _conclude(
         self,
@@ -248,9 +266,12 @@ class Fitting:
         tempered_at = f"temperature {summary['temperature']:.2f}"
         if val is None:
             test.say(f"{how}; {tempered_at}")
-        else:
+        elif self.validates:
             val.say(f"{how}; {tempered_at}, fitted here")
             test.say("the same checkpoint")
+        else:
+            val.say(f"each judged by a head that was solved without it; {tempered_at}, fitted here")
+            test.say(how)
         read = summary["images_per_second"]
         say(f"  in {summary['wall_seconds']:.0f} s" + (f"; training read {read:.0f} images/s" if read else ""))
         if logger is None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.evaluation.calibration import tempered
 from pipeline.evaluation.familiarity import STRANGE
 from pipeline.evaluation.figures import confusion_figure, presence_figure
 from pipeline.evaluation.metrics import Estimate, confusion_matrix, estimate_metrics
@@ -16,29 +17,38 @@ from pipeline.tracking.store import without_password
 
 _NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1", "log_loss": "log loss", "mean_average_precision": "mean AP"}
 
+#: What is known of training images where none were held out.
+OUT_OF_FOLD = "out_of_fold"
+
 
 @dataclass(frozen=True)
 class Evaluated:
     """A split with its predictions and metrics.
 
     Attributes:
-        split: ``val`` or ``test``.
+        split: ``val`` or ``test``; :data:`OUT_OF_FOLD`: training images, each judged by a model that had not seen it.
         paths: of its images, in order.
         predictions: in the same order.
         metrics: by name, such as ``accuracy``.
+        groups: of its images; None: there are none.
     """
 
     split: str
     paths: list[str]
     predictions: Predictions
     metrics: dict[str, Estimate]
+    groups: Sequence[str] | None = None
 
     @classmethod
     def of(
         cls, split: str, paths: list[str], predictions: Predictions, groups: Sequence[str] | None = None
     ) -> "Evaluated":
         """Compute the metrics of predictions; with intervals over groups, where there are any."""
-        return cls(split, paths, predictions, estimate_metrics(predictions, groups))
+        return cls(split, paths, predictions, estimate_metrics(predictions, groups), groups)
+
+    def tempered(self, temperature: float) -> "Evaluated":
+        """The same under a temperature."""
+        return Evaluated.of(self.split, self.paths, tempered(self.predictions, temperature), self.groups)
 
     def prefixed(self) -> dict[str, Estimate]:
         """Metrics by full name, such as ``test/accuracy``."""
@@ -50,7 +60,7 @@ class Evaluated:
         Args:
             model: what was evaluated, in a few words.
         """
-        say(f"\n{self.split}: {len(self.paths):,} images, {model}")
+        say(f"\n{self.split.replace('_', ' ')}: {len(self.paths):,} images, {model}")
         for name, estimate in self.metrics.items():
             say(f"  {_NAMES[name]:<9} {estimate.value:.4f}   95 % interval {estimate.low:.4f} to {estimate.high:.4f}")
         familiarity = self.predictions.familiarity

@@ -9,7 +9,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.finetuning import probe as probe_module
-from pipeline.finetuning.probe import PENALTIES, Probe, deal_folds, fit_probe
+from pipeline.finetuning.probe import PENALTIES, Probe, deal_folds, fit_probe, judge_out_of_fold
 
 
 def drawn(seed: int, count: int = 300, size: int = 40, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -171,3 +171,39 @@ def test_more_features_than_images_and_one_feature() -> None:
 def test_features_of_one_value_tell_the_shares_of_the_classes() -> None:
     probe = fit_probe(torch.ones(10, 3), torch.tensor([0] * 7 + [1] * 3), 2)
     np.testing.assert_allclose(logits(probe, torch.ones(1, 3)).softmax(1)[0].numpy(), [0.7, 0.3], atol=1e-3)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("several", [False, True])
+def test_each_image_is_judged_by_a_head_that_saw_nothing_it_shares(grouped: bool, several: bool) -> None:
+    features, classes = drawn(8, count=120)
+    together = [row // 3 if grouped else row for row in range(120)]
+    truth = torch.stack([classes == 0, classes >= 2, features[:, 0] > 5], 1).long() if several else classes[:, None]
+    folds = torch.arange(120) % 4  # cuts through the groups
+    folds[:6] = -1
+    weights = torch.from_numpy(np.random.default_rng(0).integers(1, 4, 120)).float()
+    targets = truth.float() if several else classes
+    judged = judge_out_of_fold(features, targets, 3 if several else 4, 0.1, folds, together, weights)
+    assert judged[:6].isnan().all()
+    for fold in range(4):
+        held_out = (folds == fold).numpy()
+        groups = set(np.array(together)[held_out])
+        seen = torch.tensor([unit not in groups for unit in together])
+        assert seen.sum() < (120 - held_out.sum() if grouped else 121)
+        for column in range(truth.shape[1]):
+            solver, _ = reference(features[seen], truth[seen, column].numpy(), 0.1, weights[seen].numpy())
+            share = weights[seen] / weights[seen].sum()
+            mean = share @ features[seen]
+            scaled = ((features[held_out] - mean) / (share @ (features[seen] - mean) ** 2).sqrt()).double().numpy()
+            expected = solver.predict_proba(scaled)
+            found = judged[held_out, column].sigmoid() if several else judged[held_out].softmax(1)
+            np.testing.assert_allclose(found.numpy(), expected[:, 1] if several else expected, atol=4e-3)
+
+
+def test_an_image_of_a_class_that_its_head_does_not_know_is_not_judged() -> None:
+    features, targets = drawn(9, count=40, classes=2)
+    targets[0] = 2  # the only one
+    judged = judge_out_of_fold(features, targets, 3, 0.1, torch.arange(40) % 2, range(40))
+    assert judged.isnan().any(1).nonzero().flatten().tolist() == [0]
+    alone = judge_out_of_fold(features[:4], torch.tensor([0, 1, 0, 1]), 2, 0.1, torch.tensor([0, 1, 0, 1]), range(4))
+    assert alone.isnan().all()

@@ -1,9 +1,12 @@
 """The head alone, solved: the baseline that fine-tuning has to beat."""
 
-from lightning.pytorch import LightningModule, Trainer
-from torch import nn
+from typing import Any
 
-from pipeline.finetuning.solving import SolvedHead
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from pipeline.finetuning.solving import PlainImages, SolvedHead, judge_training_images
 from pipeline.models.backbones import depth_groups
 
 
@@ -33,3 +36,19 @@ class LinearProbe(SolvedHead):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         trainer.should_stop = True
+
+    def judge_out_of_fold(self, trainer: Trainer, task: Any, data: PlainImages) -> Tensor:
+        """What heads like this one say of training images that they were solved without.
+
+        Args:
+            trainer: whose precision the network computes in.
+            task: a :class:`~pipeline.task.ClassificationTask`, whose backbone is as this strategy found it.
+            data: with the images that the head was solved on.
+
+        Returns:
+            Logits, float32 ``(N, C)``, NaN where an image is not judged; see
+            :func:`~pipeline.finetuning.solving.judge_training_images`.
+        """
+        if self.penalty is None:
+            return torch.full((len(data.plain("train")), len(task.classes)), torch.nan)
+        return judge_training_images(trainer, task, data, self.folder, self.penalty, self._others(data))

@@ -106,7 +106,7 @@ def _fit(
     penalties: Sequence[float],
     seed: int,
 ) -> Probe:
-    truth = functional.one_hot(targets, classes).float() if targets.ndim == 1 else targets.float()
+    truth = as_truth(targets, classes)
     share = torch.ones(len(features)) if weights is None else weights.float()
     mean = share @ features / share.sum()
     deviation = (share @ (features - mean) ** 2 / share.sum()).sqrt()
@@ -158,6 +158,59 @@ def deal_folds(truth: Tensor, together: Sequence[Hashable] | None, seed: int) ->
         for place, (_, held_out) in enumerate(splitter.split(rows[:, None], rarest, [number[value] for value in unit])):
             fold[rows[held_out]] = place
     return fold
+
+
+def judge_out_of_fold(
+    features: Tensor,
+    targets: Tensor,
+    classes: int,
+    penalty: float,
+    folds: Tensor,
+    together: Sequence[Hashable],
+    weights: Tensor | None = None,
+) -> Tensor:
+    """What heads say of images that they were solved without (Stone 1974, cross-validatory prediction).
+
+    For each fold a head of its own is solved on all rows that share nothing with it, standardisation included.
+
+    Args:
+        features: ``(N, F)``.
+        targets: as for :func:`fit_probe`.
+        classes: how many there are.
+        penalty: of all heads.
+        folds: of each row, int64 ``(N,)``; -1: it is not judged.
+        together: what rows share that are held out together, ``N``.
+        weights: of the images in the loss, float ``(N,)``.
+
+    Returns:
+        Logits, float32 ``(N, C)``; NaN where a row is not judged, where its head has seen no row of its class, or rows
+        of one class alone.
+
+    Example:
+        >>> features = torch.tensor([[0.0], [1.0], [2.0], [3.0], [9.0]])
+        >>> targets, folds = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 1, 0, 1, 0])
+        >>> judge_out_of_fold(features, targets, 3, 0.1, folds, range(5)).argmax(1)[:4].tolist()
+        [0, 0, 1, 1]
+    """
+    judged = torch.full((len(features), classes), torch.nan)
+    truth = as_truth(targets, classes)
+    with _one_thread():
+        for fold in folds[folds >= 0].unique():
+            held_out = {unit for unit, own in zip(together, (folds == fold).tolist(), strict=True) if own}
+            seen = torch.tensor([unit not in held_out for unit in together])
+            share = None if weights is None else weights[seen]
+            known = (truth[seen] > 0).any(0)
+            if known.sum() < min(2, classes):
+                continue  # told from nothing, every image would be certain
+            head = _fit(features[seen].float(), targets[seen], classes, share, None, [penalty], 0)
+            rows = (folds == fold) & (truth <= known).all(1)
+            judged[rows] = features[rows].float() @ head.weight.T + head.bias
+    return judged
+
+
+def as_truth(targets: Tensor, classes: int) -> Tensor:
+    """Which classes each image has, float32 ``(N, C)`` in {0, 1}; targets as for :func:`fit_probe`."""
+    return functional.one_hot(targets, classes).float() if targets.ndim == 1 else targets.float()
 
 
 class _HeldOut:

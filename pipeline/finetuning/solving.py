@@ -1,7 +1,7 @@
 """A head that is solved, not trained: on features of the training images, under the network as it stands."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.finetuning.features import in_batches, task_features
-from pipeline.finetuning.probe import Probe, fit_probe
+from pipeline.finetuning.probe import Probe, as_truth, deal_folds, fit_probe, judge_out_of_fold
 from pipeline.finetuning.statistics import measure_statistics
 from pipeline.finetuning.strategy import Strategy
 from pipeline.home import cache_home
@@ -28,8 +28,9 @@ class PlainImages(Protocol):
     """What is asked of a datamodule (:class:`~datamodules.base.ImageDataModule` has it)."""
 
     progress: Any
-    turns: Mapping[str, Callable[[Tensor], Tensor]]
 
+    @property
+    def turns(self) -> Mapping[str, Callable[[Tensor], Tensor]]: ...
     def dataset(self, split: str) -> Any: ...
     def plain(self, split: str) -> Any: ...
     def plain_batches(self, dataset: Any, indices: Sequence[int]) -> Iterator[Tensor]: ...
@@ -59,6 +60,8 @@ class SolvedHead(Strategy):
 
     def __init__(self, features: str | None = None) -> None:
         self.folder = cache_home("features") if features is None else Path(features).expanduser()
+        #: That was chosen for the head; None until it is solved, and in processes that did not solve it.
+        self.penalty: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.ckpt_path is None:
@@ -74,8 +77,13 @@ class SolvedHead(Strategy):
         data = _images_for(type(self).__name__, trainer, task)
         statistics = training_statistics(trainer, task, data) if self.measures else {}
         task.network.load_state_dict(statistics, strict=False)
-        probe = solve_head(trainer, task, data, self.folder, data.turns if self.turns else {})
+        probe = solve_head(trainer, task, data, self.folder, self._others(data))
+        self.penalty = probe.penalty
         return {**statistics, f"{task.head}.weight": probe.weight, f"{task.head}.bias": probe.bias}
+
+    def _others(self, data: PlainImages) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        """Views of each image that the head is solved on beside itself."""
+        return data.turns if self.turns else {}
 
 
 def _images_for(strategy: str, trainer: Trainer, task: Any) -> PlainImages:
@@ -134,33 +142,98 @@ def solve_head(
         folder: where features are kept.
         others: views of each image beside itself: how they are called, and how they are made of ``(B, C, H, W)``.
     """
-    images, groups = data.plain("train"), data.groups("train")
-    digests = data.contents("train", folder / "contents.npy")
-    found = [
-        task_features(
-            task,
-            partial(data.plain_batches, images),
-            digests,
-            folder,
-            partial(data.progress, "features"),
-            str(trainer.precision),
-            trainer.precision_plugin.forward_context,
-            turn,
-        )
-        for turn in (None, *others.items())
-    ]
-    views = len(found)
-    # Views of an image are held out together, as images of a group are.
-    units = range(len(digests)) if groups is None else held_out_together(groups)
-    probe = fit_probe(
-        torch.from_numpy(np.concatenate(found)),
-        torch.from_numpy(np.concatenate([images.targets] * views)),
-        len(task.classes),
-        None if images.weights is None else torch.from_numpy(np.tile(images.weights, views)),
-        None if groups is None and views == 1 else [*units] * views,
-        seed=task.hparams["seed"],
-    )
+    seen = _Seen.of(trainer, task, data, folder, others)
+    classes, seed = len(task.classes), task.hparams["seed"]
+    probe = fit_probe(seen.features, seen.targets, classes, seen.weights, seen.units, seed=seed)
     return replace(probe, bias=probe.bias + _offsets(task))
+
+
+def judge_training_images(
+    trainer: Trainer,
+    task: Any,
+    data: PlainImages,
+    folder: Path,
+    penalty: float,
+    others: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({}),
+) -> Tensor:
+    """What heads as :func:`solve_head` solves them say of training images that they have not seen, up to 2,000.
+
+    The images are dealt into five folds, and each is judged by a head that was solved without its fold.
+
+    Args:
+        trainer: as for :func:`solve_head`, and so are the arguments that are not named here.
+        task: whose network has the backbone that the head was solved on.
+        data: with the images.
+        folder: where features are kept.
+        penalty: that was chosen for the head.
+        others: views of each image beside itself.
+
+    Returns:
+        Logits of the training images, float32 ``(N, C)``; NaN where an image is not judged (see
+        :func:`~pipeline.finetuning.probe.judge_out_of_fold`).
+    """
+    seen = _Seen.of(trainer, task, data, folder, others)
+    count, classes = len(seen.features) // seen.views, len(task.classes)
+    folds = deal_folds(as_truth(seen.targets[:count], classes), seen.units[:count], task.hparams["seed"])
+    if folds is None:
+        return torch.full((count, classes), torch.nan)
+    # The other views are solved on, and not judged.
+    folds = torch.cat([folds, torch.full((len(seen.features) - count,), -1)])
+    logits = judge_out_of_fold(seen.features, seen.targets, classes, penalty, folds, seen.units, seen.weights)
+    return logits[:count] + _offsets(task)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Training images as a head sees them: all of them, then all of them in another view, and so on.
+
+    Attributes:
+        features: ``(views x N, F)``.
+        targets: of each row.
+        weights: of each row; None: all alike.
+        units: what rows share that are held out together: views of an image, images of a group.
+        views: of each image.
+    """
+
+    features: Tensor
+    targets: Tensor
+    weights: Tensor | None
+    units: list[Hashable]
+    views: int
+
+    @classmethod
+    def of(
+        cls,
+        trainer: Trainer,
+        task: Any,
+        data: PlainImages,
+        folder: Path,
+        others: Mapping[str, Callable[[Tensor], Tensor]],
+    ) -> "_Seen":
+        """Features come from the folder, or are computed and kept there."""
+        images, groups = data.plain("train"), data.groups("train")
+        digests = data.contents("train", folder / "contents.npy")
+        found = [
+            task_features(
+                task,
+                partial(data.plain_batches, images),
+                digests,
+                folder,
+                partial(data.progress, "features"),
+                str(trainer.precision),
+                trainer.precision_plugin.forward_context,
+                turn,
+            )
+            for turn in (None, *others.items())
+        ]
+        views = len(found)
+        return cls(
+            torch.from_numpy(np.concatenate(found)),
+            torch.from_numpy(np.concatenate([images.targets] * views)),
+            None if images.weights is None else torch.from_numpy(np.tile(images.weights, views)),
+            [*(range(len(digests)) if groups is None else held_out_together(groups))] * views,
+            views,
+        )
 
 
 def held_out_together(groups: Sequence[str]) -> list[Hashable]:

@@ -108,6 +108,8 @@ class Planner:
         self._settle(IMAGE_SIZE, rules.image_size(facts, trained))
         self._settle(CROP, rules.crop_fraction(facts))
         if chosen == "LinearProbe":
+            if VAL_FRACTION in self.choices and self._given(VIEWS) in (None, "none"):
+                self._settle(VAL_FRACTION, rules.val_fraction(facts, in_folds=True))
             if _argument(strategy.value, "turned"):
                 self._settle(ORIENTATION, self._orientation)
             self._settle(EPOCHS, Ruled(1, "a formality: the head is solved before it, and nothing is trained"))

@@ -55,14 +55,20 @@ def _measured(facts: Facts) -> str:
     return MEASURED if facts.pretrained else ""
 
 
-def val_fraction(facts: Facts) -> Ruled:
-    """Share of the images that is held out to choose and to calibrate by."""
+def val_fraction(facts: Facts, in_folds: bool = False) -> Ruled:
+    """Share of the images that is held out to choose and to calibrate by.
+
+    Args:
+        facts: on the images.
+        in_folds: whether training images are judged by heads that have not seen them, where none are held out.
+    """
     held_out = round(VAL_FRACTION * (facts.images + facts.validated))
     if held_out < _LEAST_HELD_OUT:
+        instead = "all are judged in folds, each by a head that has not seen it"
         return Ruled(
             0.0,
-            f"{held_out} images choose no better than a coin, and are worth more in training; crossvalidate tests on "
-            "all images in turn",
+            f"{held_out} images choose no better than a coin, and are worth more in training; "
+            + (instead if in_folds else "crossvalidate tests on all images in turn"),
             _measured(facts),
         )
     return Ruled(VAL_FRACTION, "enough to choose and to calibrate by", _measured(facts))
