@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from datamodules import ImageDataModule
@@ -19,6 +20,7 @@ from pipeline.evaluation.predictions import Predictions, to_probabilities
 from pipeline.finetuning import LinearProbe
 from pipeline.finetuning.features import evaluating, task_features
 from pipeline.finetuning.interpolation import USUAL_SHARE, StartingPoint, between, choose_share
+from pipeline.finetuning.solving import held_out_together
 from pipeline.models.backbones import LAST_STAGES, describe
 from pipeline.precision import computing
 from pipeline.runs import BEST, LAST
@@ -136,7 +138,7 @@ def answers_out_of_fold(
 
 
 def measure_familiarity(
-    trainer: Trainer, task: ClassificationTask, data: ImageDataModule, features: Path | None
+    trainer: Trainer, task: ClassificationTask, data: ImageDataModule, features: Path | None, unmoved: bool
 ) -> Familiarity | None:
     """What says whether an image is of the kind that the task was trained on.
 
@@ -145,25 +147,38 @@ def measure_familiarity(
         task: with the network that is handed over.
         data: whose training and validation images are looked at, up to 500 of each.
         features: folder where features are kept; None: the network is one that no other run will have.
+        unmoved: whether the backbone is as it was loaded: where too few images are held out, training images are as
+            good, each held out from the others.
 
     Returns:
-        None where too few images are held out.
+        None where there are too few of either.
     """
-    if len(data.table.rows("val")) < LEAST_HELD_OUT:
+    held_out = len(data.table.rows("val")) >= LEAST_HELD_OUT
+    chosen = _chosen(task, data, "train")
+    groups = data.groups("train")
+    units = chosen.tolist() if groups is None else [held_out_together(groups)[row] for row in chosen]
+    if not held_out and not (unmoved and len(set(units)) >= LEAST_HELD_OUT):
         return None
     task.to(trainer.strategy.root_device)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if features is None else features
-        trained, held_out = (_stages(trainer, task, data, split, folder) for split in ("train", "val"))
-    return Familiarity.measured(trained, held_out)
+        trained = _stages(trainer, task, data, "train", folder)
+        if not held_out:
+            return Familiarity.among(trained, units)
+        return Familiarity.measured(trained, _stages(trainer, task, data, "val", folder))
+
+
+def _chosen(task: ClassificationTask, data: ImageDataModule, split: str) -> NDArray[np.int64]:
+    """Rows of the images of a split that say what is familiar."""
+    order = np.random.default_rng(task.hparams["seed"]).permutation(len(data.table.rows(split)))
+    return np.sort(order[:ASKED_OF_FAMILIARITY])
 
 
 def _stages(
     trainer: Trainer, task: ClassificationTask, data: ImageDataModule, split: str, folder: Path
 ) -> tuple[Tensor, ...]:
     """What the network makes of some images of a split, stage by stage."""
-    images = data.plain(split)
-    chosen = np.sort(np.random.default_rng(task.hparams["seed"]).permutation(len(images))[:ASKED_OF_FAMILIARITY])
+    images, chosen = data.plain(split), _chosen(task, data, split)
     found = task_features(
         task,
         lambda rows: data.plain_batches(images, chosen[list(rows)].tolist()),

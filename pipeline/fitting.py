@@ -212,7 +212,8 @@ class Fitting:
         else:
             temperature = fit_temperature(val.predictions)
         if trainer.is_global_zero and not calibrated:
-            familiarity = measure_familiarity(trainer, task, data, self.features)
+            unmoved = self.probe is not None
+            familiarity = measure_familiarity(trainer, task, data, self.features, unmoved)
             measured = {} if familiarity is None else {FAMILIARITY: familiarity.to_state()}
             calibrate_checkpoint(best, temperature, measured)
         trainer.strategy.barrier()

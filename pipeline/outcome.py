@@ -68,7 +68,7 @@ class Evaluated:
             strange = int((familiarity < STRANGE).sum())
             say(
                 f"  strange   {strange / len(familiarity):.4f}   {strange:,} look less like the training images than "
-                f"{1 - STRANGE:.0%} of the validation images do"
+                f"{1 - STRANGE:.0%} of those held out do"
             )
 
 

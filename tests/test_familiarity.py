@@ -151,7 +151,7 @@ def test_each_tested_image_has_one(run: Run, capsys: pytest.CaptureFixture[str])
     assert all(0 < each <= 1 for each in tested)
     assert main(["test", f"--config={run.folder / 'config.yaml'}", f"--ckpt_path={run.checkpoint}"]) == 0
     few = sum(each < STRANGE for each in tested)
-    shown = f"strange   {few / 18:.4f}   {few} look less like the training images than 95% of the validation images do"
+    shown = f"strange   {few / 18:.4f}   {few} look less like the training images than 95% of those held out do"
     assert shown in capsys.readouterr().out
 
 
@@ -244,3 +244,47 @@ def test_a_model_that_finds_others_strange_is_not_registered(found: list[float],
 
 def test_a_model_that_knows_of_no_strange_images_agrees_where_none_was_measured() -> None:
     require_familiarity(np.empty(0), Predictions(np.zeros(2, np.int64), np.full((2, 2), 0.5)), None, "it")
+
+
+# Where nothing is held out
+
+
+def test_images_that_are_held_out_from_each_other_say_as_much() -> None:
+    shares, elsewhere = [], []
+    for seed in range(20):
+        made = Familiarity.among(drawn(60, (8, 16), 2 * seed), range(60))
+        shares.append((made(drawn(400, (8, 16), 2 * seed + 1)) < STRANGE).float().mean().item())
+        elsewhere.append(made([-stage for stage in drawn(20, (8, 16), 2 * seed + 1)]).max().item())
+    assert 0.03 < np.mean(shares) < 0.065
+    assert max(elsewhere) == pytest.approx(1 / 61)
+
+
+def test_an_image_is_not_as_usual_as_its_copy_is_near() -> None:
+    images = [torch.cat([stage, stage]) for stage in drawn(40, (8,), 0)]
+    new = drawn(400, (8,), 1)
+    alone, together = (Familiarity.among(images, units) for units in (range(80), [*range(40)] * 2))
+    assert (alone(new) < STRANGE).float().mean() == 1.0
+    assert (together(new) < STRANGE).float().mean() < 0.1
+
+
+def test_a_head_that_is_solved_on_all_images_tells_strange_ones(
+    probing: list[str], strange: Path, tmp_path: Path
+) -> None:
+    command = [argument for argument in probing if "val_fraction" not in argument]
+    assert main([*command, "--trainer.logger=false"]) == 0
+    (run,) = Path("runs").iterdir()
+    with (run / "predictions.csv").open(newline="") as file:
+        tested = familiarity_of(list(csv.DictReader(file)))
+    assert np.mean(np.array(tested) < STRANGE) < 0.3
+    asked = ["predict", f"--ckpt_path={run / 'best.ckpt'}", f"--data.predict_path={strange}", "--data.num_workers=0"]
+    assert main([*asked, f"--output={tmp_path / 'table.csv'}"]) == 0
+    with (tmp_path / "table.csv").open(newline="") as file:
+        assert max(familiarity_of(list(csv.DictReader(file)))) < STRANGE
+
+
+def test_images_of_few_groups_cannot_be_held_out_from_each_other(probing: list[str]) -> None:
+    command = [argument for argument in probing if "val_fraction" not in argument]
+    command += ["--trainer.logger=false", "--data.group_pattern=([a-z]+/[0-9]{2})"]  # by ten
+    assert main(command) == 0
+    (run,) = Path("runs").iterdir()
+    assert "familiarity" not in (run / "predictions.csv").read_text().splitlines()[0]

@@ -1,6 +1,6 @@
 """Whether an image is of the kind that was trained on, said as a share of held-out images that are no less strange."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -59,7 +59,33 @@ class Familiarity(nn.Module):
             tensor([1.0000, 0.2000])
         """
         references = [_directions(stage) for stage in trained]
-        distances = _distances(references, held_out)
+        return cls._relative_to(references, _distances(references, held_out))
+
+    @classmethod
+    def among(cls, images: Sequence[Tensor], together: Sequence[Hashable]) -> "Familiarity":
+        """From images that the network was not trained on, some of them held out from the others in turn.
+
+        Each is as far away as the nearest that it shares nothing with. (Leaving one out gives no guarantee, but is
+        right in practice: Barber et al. 2021, https://arxiv.org/abs/1905.02928.)
+
+        Args:
+            images: at each stage, ``(R, F)`` each.
+            together: what images share that are held out together, ``R``; two values at least.
+
+        Example:
+            >>> images = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.1], [1.0, 0.2]])
+            >>> familiarity = Familiarity.among([images], ["one", "one", "another", "third"])
+            >>> familiarity([torch.tensor([[1.0, 0.1], [0.0, 1.0]])])
+            tensor([1.0000, 0.2000])
+        """
+        references = [_directions(stage) for stage in images]
+        number = {unit: place for place, unit in enumerate(dict.fromkeys(together))}
+        unit = torch.tensor([number[unit] for unit in together], device=references[0].device)
+        return cls._relative_to(references, _distances(references, references, unit[:, None] == unit))
+
+    @classmethod
+    def _relative_to(cls, references: Sequence[Tensor], distances: Tensor) -> "Familiarity":
+        """To the distances of usual images from references, ``(stages, M)``."""
         centre = distances.mean(dim=1, keepdim=True)
         # Where all are equally far away, a distance would be divided by nothing.
         spread = distances.std(dim=1, keepdim=True).clamp_min(_LEAST_SPREAD)
@@ -90,7 +116,9 @@ def _directions(stage: Tensor) -> Tensor:
     return functional.normalize(stage.float(), dim=1)
 
 
-def _distances(references: Sequence[Tensor], stages: Sequence[Tensor]) -> Tensor:
-    """From the nearest reference at each stage, ``(stages, N)``."""
-    pairs = zip(references, stages, strict=True)
-    return torch.stack([1 - (_directions(stage) @ near.T).amax(dim=1) for near, stage in pairs])
+def _distances(references: Sequence[Tensor], stages: Sequence[Tensor], without: Tensor | None = None) -> Tensor:
+    """From the nearest reference at each stage, ``(stages, N)``; ``without``: from which not, ``(N, R)``."""
+    nearness = [_directions(stage) @ near.T for near, stage in zip(references, stages, strict=True)]
+    if without is not None:
+        nearness = [of_stage.masked_fill(without, -torch.inf) for of_stage in nearness]
+    return torch.stack([1 - of_stage.amax(dim=1) for of_stage in nearness])

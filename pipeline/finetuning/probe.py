@@ -187,9 +187,9 @@ def judge_out_of_fold(
         of one class alone.
 
     Example:
-        >>> features = torch.tensor([[0.0], [1.0], [2.0], [3.0], [9.0]])
-        >>> targets, folds = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 1, 0, 1, 0])
-        >>> judge_out_of_fold(features, targets, 3, 0.1, folds, range(5)).argmax(1)[:4].tolist()
+        >>> features = torch.tensor([[0.0], [0.2], [3.0], [3.2]])
+        >>> targets, folds = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
+        >>> judge_out_of_fold(features, targets, 2, 0.1, folds, range(4)).argmax(1).tolist()
         [0, 0, 1, 1]
     """
     judged = torch.full((len(features), classes), torch.nan)
