@@ -55,20 +55,20 @@ def describe_all(workplace: Workplace, source: str, images: list[Image]) -> list
     return [torch.cat(stage)[back].clone() for stage in zip(*described, strict=True)]
 
 
-def divisions(images: list[Image], few: bool) -> Iterator[tuple[int, list[int], list[int]]]:
-    """Seeds, and rows of images that train and that test."""
+def divisions(images: list[Image], few: int | None) -> Iterator[tuple[int, list[int], list[int]]]:
+    """Seeds, and rows of images that train (so many a class; None: all there are) and that test."""
     row_of = {image.path: row for row, image in enumerate(images)}
-    for number in range(DRAWS if few else DIVISIONS):
+    for number in range(DIVISIONS if few is None else DRAWS):
         seed = number % DIVISIONS
         rest = [image._replace(split=None) for image in divide(images, seed) if image.split == "train"]
         divided = divide(rest, seed)
         test = [row_of[image.path] for image in divided if image.split == "test"]
         train = [row_of[image.path] for image in divided if image.split == "train"]
-        if few:
-            rng = np.random.default_rng((FEW, number))
+        if few is not None:
+            rng = np.random.default_rng((few, number))
             labels = sorted({image.label for image in images})
             drawn = [[row for row in train if images[row].label == label] for label in labels]
-            train = [row for rows in drawn for row in rng.choice(rows, FEW, replace=False).tolist()]
+            train = [row for rows in drawn for row in rng.choice(rows, few, replace=False).tolist()]
         yield number, train, test
 
 
@@ -95,14 +95,14 @@ def main() -> None:
         stages = describe_all(workplace, source, images)
         labels = sorted({image.label for image in images})
         targets = torch.tensor([labels.index(image.label) for image in images])
-        for few in (True, False):
+        for few in (FEW, None):
             judged = [judge(stages, targets, train, test, seed) for seed, train, test in divisions(images, few)]
             values = np.array(judged).reshape(len(judged), LAST_STAGES, 2)
             cells = [f"{values[:, 0, 0].mean():.1f}, {values[:, 0, 1].mean():.3f}"]
             for count in range(1, LAST_STAGES):
                 gained = mean_of([(values[:, count, 0] - values[:, 0, 0]).tolist()])
                 cells.append(f"{gained.value:+.1f} ± {gained.half:.1f}, {values[:, count, 1].mean():.3f}")
-            name = f"{source}, {f'{FEW} a class' if few else 'in full'} ({len(judged)})"
+            name = f"{source}, {'in full' if few is None else f'{few} a class'} ({len(judged)})"
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 

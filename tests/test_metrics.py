@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, average_precision_score, confusion_matrix, f1_score, log_loss
 
 from pipeline.evaluation import metrics
@@ -196,6 +197,19 @@ def test_images_without_a_group_stand_alone() -> None:
     mixed = metrics.estimate_metrics(made, [*named, *[""] * 10])
     assert mixed == metrics.estimate_metrics(made)
     assert mixed != metrics.estimate_metrics(made, [*named, *["shared"] * 10])
+
+
+@pytest.mark.parametrize(("images", "a_group"), [(6, 1), (40, 1), (40, 4)])
+def test_images_that_are_all_right_or_all_wrong_do_not_make_certain(images: int, a_group: int) -> None:
+    targets = np.arange(images) % 3
+    groups = [str(row // a_group) for row in range(images)] if a_group > 1 else None
+    for answers, value in ((targets, 1.0), ((targets + 1) % 3, 0.0)):
+        exact = binomtest(int(value) * images // a_group, images // a_group).proportion_ci(0.95, "exact")
+        found = metrics.estimate_metrics(Predictions(targets, 0.1 + 0.7 * np.eye(3)[answers]), groups, resamples=50)
+        for name in ("accuracy", "macro_f1"):
+            assert found[name].value == value
+            assert (found[name].low, found[name].high) == pytest.approx((exact.low, exact.high))
+        assert found["log_loss"].low <= found["log_loss"].value
 
 
 def test_intervals_of_many_images_and_classes_take_seconds() -> None:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from pipeline.evaluation.predictions import Predictions
 
+# Standard deviation of the logarithm of temperatures, before anything is seen.
+_SPREAD = 1.0
 # Temperatures beyond these are of something else than over- or underconfidence.
 _BOUNDS = (0.1, 10.0)
 
@@ -56,7 +58,7 @@ def fit_temperature(predictions: Predictions) -> float:
     """
 
     def surprise(logarithm: float) -> float:
-        return float(tempered(predictions, math.exp(logarithm)).losses.sum() + logarithm**2 / 2)
+        return float(tempered(predictions, math.exp(logarithm)).losses.sum() + (logarithm / _SPREAD) ** 2 / 2)
 
     bounds = np.log(_BOUNDS)
     return math.exp(minimize_scalar(surprise, bounds=bounds, method="bounded", options={"xatol": 1e-4}).x)

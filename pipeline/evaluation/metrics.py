@@ -25,8 +25,8 @@ class Estimate:
 
     Attributes:
         value: on all images.
-        low: 2.5th percentile of the bootstrap.
-        high: 97.5th percentile of the bootstrap.
+        low: 2.5th percentile of the bootstrap, or less where that says nothing (see :func:`estimate_metrics`).
+        high: 97.5th percentile of the bootstrap, or more.
         n: number of images.
     """
 
@@ -132,6 +132,8 @@ METRICS: dict[str, Callable[[Predictions, Weights], Value]] = {
     "macro_f1": macro_f1,
     "log_loss": log_loss,
 }
+# Those of which 1 and 0 mean all and none.
+_SHARES = ("accuracy", "macro_f1")
 #: Where an image may have several classes.
 MULTI_LABEL_METRICS = {**METRICS, "mean_average_precision": mean_average_precision}
 
@@ -142,7 +144,9 @@ def estimate_metrics(
     """Every metric with its 95 % percentile bootstrap interval over images, or over groups where there are any.
 
     Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13; images of one patient or scene are not
-    independent, so that resampling them one by one would promise too much.
+    independent, so that resampling them one by one would promise too much. Where all images are right, or none is, all
+    resamples agree, however few images there are; accuracy and macro F1 of 1 and 0 have the exact bound of a binomial
+    share, of images or of groups (Clopper and Pearson 1934, https://doi.org/10.1093/biomet/26.4.404).
 
     Args:
         predictions: with known targets.
@@ -156,11 +160,17 @@ def estimate_metrics(
     for times in resampled(count, groups, seed, resamples):
         for name, metric in metrics.items():
             values[name].append(metric(predictions, times))
-    bounds = {name: np.percentile(np.concatenate(found), (2.5, 97.5)) for name, found in values.items()}
-    return {
-        name: Estimate(float(metric(predictions, None)), float(bounds[name][0]), float(bounds[name][1]), count)
-        for name, metric in metrics.items()
-    }
+    exact = 0.025 ** (1 / (_group_of(count, groups).max() + 1))
+    estimates = {}
+    for name, metric in metrics.items():
+        value = float(metric(predictions, None))
+        low, high = map(float, np.percentile(np.concatenate(values[name]), (2.5, 97.5)))
+        if name in _SHARES and value == 1:
+            low = exact
+        if name in _SHARES and value == 0:
+            high = 1 - exact
+        estimates[name] = Estimate(value, low, high, count)
+    return estimates
 
 
 def resampled(count: int, groups: Sequence[str] | None, seed: int, resamples: int) -> Iterator[NDArray[np.int64]]:
@@ -169,7 +179,7 @@ def resampled(count: int, groups: Sequence[str] | None, seed: int, resamples: in
     As weights they give what a metric of the drawn images would, without copying. Arguments as of
     :func:`estimate_metrics`.
     """
-    group_of = np.arange(count) if groups is None else _group_numbers(groups)
+    group_of = _group_of(count, groups)
     draws = group_of.max() + 1
     rng = np.random.default_rng(seed)
     most = max(1, _BLOCK // max(1, count))
@@ -179,7 +189,9 @@ def resampled(count: int, groups: Sequence[str] | None, seed: int, resamples: in
         yield np.bincount(drawn.ravel(), minlength=rows * draws).reshape(rows, draws)[:, group_of]
 
 
-def _group_numbers(groups: Sequence[str]) -> NDArray[np.int64]:
+def _group_of(count: int, groups: Sequence[str] | None) -> NDArray[np.int64]:
     """Of each image, the number of its group, counted from 0 in order of appearance."""
+    if groups is None:
+        return np.arange(count)
     numbers: dict[object, int] = {}
     return np.array([numbers.setdefault(group if group else row, len(numbers)) for row, group in enumerate(groups)])
