@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pipeline.evaluation.predictions import Predictions
 
-# Standard deviation of the logarithm of temperatures, before anything is seen.
-_SPREAD = 1.0
+#: Standard deviation of the logarithm of temperatures, before any image is seen: ``benchmarks/temperature.py``.
+WIDTH = 0.2
 # Temperatures beyond these are of something else than over- or underconfidence.
 _BOUNDS = (0.1, 10.0)
 
@@ -43,22 +43,28 @@ def tempered(predictions: Predictions, temperature: float) -> Predictions:
     return replace(predictions, probabilities=probabilities.numpy())
 
 
-def fit_temperature(predictions: Predictions) -> float:
+def fit_temperature(predictions: Predictions, width: float = WIDTH) -> float:
     """The temperature under which labelled images are the least surprising.
 
     C. Guo et al., "On Calibration of Modern Neural Networks" (https://arxiv.org/abs/1706.04599, section 4.2), with one
-    addition: the logarithm of the temperature has a standard normal prior. A few images that are all answered rightly
-    would otherwise ask for certainty; of a hundred and more, the prior hardly matters.
+    addition: the logarithm of the temperature has a normal prior around 0. A few images that are all answered rightly
+    would otherwise ask for certainty; of many hundred, the prior hardly matters.
 
     Args:
         predictions: at temperature 1, of images that were not trained on.
+        width: standard deviation of the prior; infinite: there is none.
 
     Returns:
         A temperature from 0.1 to 10.
     """
 
+    answers = (
+        predictions.probabilities.shape[1] if predictions.multi_label else 1
+    )  # an image, over which losses are means
+
     def surprise(logarithm: float) -> float:
-        return float(tempered(predictions, math.exp(logarithm)).losses.sum() + (logarithm / _SPREAD) ** 2 / 2)
+        losses = answers * tempered(predictions, math.exp(logarithm)).losses
+        return float(losses.sum() + (logarithm / width) ** 2 / 2)
 
     bounds = np.log(_BOUNDS)
     return math.exp(minimize_scalar(surprise, bounds=bounds, method="bounded", options={"xatol": 1e-4}).x)
