@@ -57,10 +57,8 @@ def fit_temperature(predictions: Predictions, width: float = WIDTH) -> float:
     Returns:
         A temperature from 0.1 to 10.
     """
-
-    answers = (
-        predictions.probabilities.shape[1] if predictions.multi_label else 1
-    )  # an image, over which losses are means
+    # Those of an image, over which its loss is a mean.
+    answers = predictions.probabilities.shape[1] if predictions.multi_label else 1
 
     def surprise(logarithm: float) -> float:
         losses = answers * tempered(predictions, math.exp(logarithm)).losses
