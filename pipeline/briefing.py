@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer
 from datamodules import ImageDataModule
 from datamodules.splits import SPLITS
 from pipeline.finetuning import LinearProbe, Strategy
+from pipeline.finetuning.linear_probe import judges_in_folds
 from pipeline.models.summary import count_parameters
 from pipeline.planning.duration import in_words
 from pipeline.planning.plan import Plan
@@ -77,6 +78,8 @@ def brief(
         weights = f"going on from {checkpoint}"
     else:
         weights = f"{task.lineage}: {task.load_report}" if task.load_report else "none: training from scratch"
+    in_folds = isinstance(strategy, LinearProbe) and checkpoint is None and judges_in_folds(task)
+    unmonitored = "none: nothing is held out" + ("; training images are judged in folds" if in_folds else "")
     size, millions = data.preprocessing.size, count_parameters(network) / 1e6
     return [
         f"data       {len(table.paths):,} images in {table.listing.storage.location}",
@@ -88,15 +91,10 @@ def brief(
         f"finetuning {strategy.describe(network)}",
         *_extras(task),
         f"training   {_steps(trainer, task, data, strategy)}, precision {trainer.precision}",
-        f"monitor    {f'{monitor[0]} ({monitor[1]})' if len(table.rows('val')) else _unmonitored(task, strategy)}",
+        f"monitor    {f'{monitor[0]} ({monitor[1]})' if len(table.rows('val')) else unmonitored}",
         *_planned(plan),
         "",
     ]
-
-
-def _unmonitored(task: ClassificationTask, strategy: Strategy) -> str:
-    in_folds = isinstance(strategy, LinearProbe) and task.hparams["test_time_augmentation"] == "none"
-    return "none: nothing is held out" + ("; training images are judged in folds" if in_folds else "")
 
 
 def _planned(plan: Plan) -> list[str]:

@@ -158,7 +158,7 @@ def _pool(folds: Folds) -> None:
                 f"{runs[0]}; a rare class is missing from the training images of a fold: use fewer folds."
             )
     paths, predictions, groups = _read_predictions(runs, classes, summaries[0]["multi_label"])
-    pooled = Evaluated.of("test", paths, predictions, groups)
+    pooled = Evaluated("test", paths, predictions, groups)
     write_csv(folds.folder / PREDICTIONS, paths, predictions, classes)
     summary = {
         "folds": [str(run) for run in runs],

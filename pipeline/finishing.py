@@ -110,10 +110,10 @@ def settled_checkpoint(
 def answers_out_of_fold(
     trainer: Trainer, task: ClassificationTask, data: ImageDataModule, probe: LinearProbe
 ) -> tuple[list[int], Predictions] | None:
-    """What is answered to training images by heads that have not seen them, up to 2,000: in five folds, five heads.
+    """What is answered to training images by heads that have not seen them.
 
-    They were solved as the head that is handed over, on four fifths of the images; a choice that was made by all of
-    them is its penalty alone.
+    They were solved as the head that is handed over, on four fifths of the images; what was chosen by all of them is
+    its penalty alone.
 
     Args:
         trainer: done with the training.
@@ -122,11 +122,9 @@ def answers_out_of_fold(
         probe: by which the head was solved.
 
     Returns:
-        Rows of the training images, and the predictions, at temperature 1. None where no image can be judged, or
-        several views of each are averaged in evaluation.
+        Rows of the training images, and the predictions, at temperature 1; None where no image can be judged (see
+        :meth:`~pipeline.finetuning.linear_probe.LinearProbe.judge_out_of_fold`).
     """
-    if task.hparams["test_time_augmentation"] != "none":
-        return None
     task.to(trainer.strategy.root_device)
     logits = probe.judge_out_of_fold(trainer, task, data).double()
     rows = (~logits.isnan().any(1)).nonzero().squeeze(1)
@@ -138,39 +136,44 @@ def answers_out_of_fold(
 
 
 def measure_familiarity(
-    trainer: Trainer, task: ClassificationTask, data: ImageDataModule, features: Path | None, unmoved: bool
+    trainer: Trainer, task: ClassificationTask, data: ImageDataModule, probe: LinearProbe | None
 ) -> Familiarity | None:
     """What says whether an image is of the kind that the task was trained on.
+
+    Where too few images are held out, and the backbone has not seen the training images, these are as good, each held
+    out from the others.
 
     Args:
         trainer: in whose precision the network computes.
         task: with the network that is handed over.
         data: whose training and validation images are looked at, up to 500 of each.
-        features: folder where features are kept; None: the network is one that no other run will have.
-        unmoved: whether the backbone is as it was loaded: where too few images are held out, training images are as
-            good, each held out from the others.
+        probe: by which the head was solved, and the backbone left as it was; None: training has moved it.
 
     Returns:
         None where there are too few of either.
     """
     held_out = len(data.table.rows("val")) >= LEAST_HELD_OUT
-    chosen = _chosen(task, data, "train")
-    groups = data.groups("train")
-    units = chosen.tolist() if groups is None else [held_out_together(groups)[row] for row in chosen]
-    if not held_out and not (unmoved and len(set(units)) >= LEAST_HELD_OUT):
+    unmoved = probe is not None and probe.penalty is not None and not task.lineage.trained_here
+    if not held_out and not unmoved:
         return None
     task.to(trainer.strategy.root_device)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) if features is None else features
-        trained = _stages(trainer, task, data, "train", folder)
-        if not held_out:
-            return Familiarity.among(trained, units)
-        return Familiarity.measured(trained, _stages(trainer, task, data, "val", folder))
+        # No other run will have a network that was trained.
+        folder = Path(scratch) if probe is None else probe.folder
+        if held_out:
+            trained, others = (_stages(trainer, task, data, split, folder) for split in ("train", "val"))
+            return Familiarity.measured(trained, others)
+        chosen, groups = _chosen(task, data, "train"), data.groups("train")
+        digests = data.contents("train", folder / "contents.npy", chosen)
+        units = held_out_together(digests, None if groups is None else [groups[row] for row in chosen])
+        if len(set(units)) < LEAST_HELD_OUT:
+            return None
+        return Familiarity.among(_stages(trainer, task, data, "train", folder), units)
 
 
 def _chosen(task: ClassificationTask, data: ImageDataModule, split: str) -> NDArray[np.int64]:
-    """Rows of the images of a split that say what is familiar."""
-    order = np.random.default_rng(task.hparams["seed"]).permutation(len(data.table.rows(split)))
+    """Rows of the images of a split that say what is familiar, among those that can be read."""
+    order = np.random.default_rng(task.hparams["seed"]).permutation(len(data.plain(split)))
     return np.sort(order[:ASKED_OF_FAMILIARITY])
 
 

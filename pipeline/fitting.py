@@ -64,7 +64,7 @@ def evaluate(
     finally:
         trainer.loggers = loggers
     assert collector.collected is not None
-    return Evaluated.of(split, data.paths(split), collector.collected, data.groups(split))
+    return Evaluated(split, data.paths(split), collector.collected, data.groups(split))
 
 
 @dataclass
@@ -85,8 +85,7 @@ class Fitting:
         settles: whether an epoch before the last one has to be better by more than chance to be the best checkpoint
             (:func:`~pipeline.finishing.settled_checkpoint`).
         validates: whether there are images to choose and to calibrate by.
-        features: folder where features are kept that another run can use; None: training moves the network.
-        probe: by which the head of this run was solved on the network as it was loaded; None: by none.
+        probe: the strategy, where it solves the head and leaves the backbone as it is.
     """
 
     folder: RunFolder
@@ -100,7 +99,6 @@ class Fitting:
     interpolates: bool = False
     settles: bool = False
     validates: bool = True
-    features: Path | None = None
     probe: LinearProbe | None = None
 
     def __post_init__(self) -> None:
@@ -152,11 +150,11 @@ class Fitting:
                     say(f"\nrun folder    {self.folder.path}\nto go on      the same command with --ckpt_path last")
                 raise
             best, how = self._choose(trainer, task, data)
-            val = self._calibrate(trainer, task, data, best)
+            judged = self._calibrate(trainer, task, data, best)
             test = evaluate(trainer, "test", task, data, best, self.collector)
             registered = None
             if trainer.is_global_zero:
-                registered = self._conclude(task, data, best, how, val, test)
+                registered = self._conclude(task, data, best, how, judged, test)
                 self.start.file.unlink(missing_ok=True)
         if trainer.is_global_zero:  # now the store has the whole run, or it has been said that it has not
             say_next(self.folder.path, best, self.logger, registered)
@@ -200,24 +198,23 @@ class Fitting:
         # By this run, before it was interrupted. Asked before the evaluation, which all processes leave together: after
         # it, the first one writes.
         calibrated = read_checkpoint(best).get(CALIBRATED, False)
-        val: Evaluated | None
+        judged: Evaluated | None
         if self.validates:
-            val = evaluate(trainer, "val", task, data, best, self.collector)
+            judged = evaluate(trainer, "val", task, data, best, self.collector)
             if calibrated:
-                return val
+                return judged
         else:
-            val = self._judge_out_of_fold(trainer, task, data)
-        if val is None:
+            judged = self._judge_out_of_fold(trainer, task, data)
+        if judged is None:
             temperature = USUAL_TEMPERATURE if self.interpolates else 1.0
         else:
-            temperature = fit_temperature(val.predictions)
+            temperature = fit_temperature(judged.predictions)
         if trainer.is_global_zero and not calibrated:
-            unmoved = self.probe is not None
-            familiarity = measure_familiarity(trainer, task, data, self.features, unmoved)
+            familiarity = measure_familiarity(trainer, task, data, self.probe)
             measured = {} if familiarity is None else {FAMILIARITY: familiarity.to_state()}
             calibrate_checkpoint(best, temperature, measured)
         trainer.strategy.barrier()
-        return None if val is None else val.tempered(temperature)
+        return None if judged is None else judged.tempered(temperature)
 
     def _judge_out_of_fold(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule) -> Evaluated | None:
         """What the first process says of training images by heads that have not seen them, where there are such."""
@@ -229,7 +226,7 @@ class Fitting:
         rows, predictions = found
         paths, groups = data.paths("train"), data.groups("train")
         among = None if groups is None else [groups[row] for row in rows]
-        return Evaluated.of(OUT_OF_FOLD, [paths[row] for row in rows], predictions, among)
+        return Evaluated(OUT_OF_FOLD, [paths[row] for row in rows], predictions, among)
 
     def _conclude(
         self,
@@ -237,12 +234,12 @@ class Fitting:
         data: ImageDataModule,
         best: Path,
         how: str,
-        val: Evaluated | None,
+        judged: Evaluated | None,
         test: Evaluated,
     ) -> dict[str, str] | None:
         """Keep, track, register and print what came out; the registered model, if there is one."""
         folder, logger = self.folder.path, self.logger
-        metrics = {**({} if val is None else val.prefixed()), **test.prefixed()}
+        metrics = {**({} if judged is None else judged.prefixed()), **test.prefixed()}
         write_predictions(folder, test, task.classes)
         if logger is not None:
             track_outcome(logger, folder, best, task.classes, test, metrics)
@@ -265,14 +262,15 @@ class Fitting:
         }
         write_summary(folder, summary)
         tempered_at = f"temperature {summary['temperature']:.2f}"
-        if val is None:
+        if judged is None:
             test.say(f"{how}; {tempered_at}")
-        elif self.validates:
-            val.say(f"{how}; {tempered_at}, fitted here")
-            test.say("the same checkpoint")
-        else:
-            val.say(f"each judged by a head that was solved without it; {tempered_at}, fitted here")
+        elif judged.split == OUT_OF_FOLD:
+            trained_on = f"of {len(data.paths('train')):,} that train"
+            judged.say(f"{trained_on}, each judged by a head that was solved without it; {tempered_at}, fitted here")
             test.say(how)
+        else:
+            judged.say(f"{how}; {tempered_at}, fitted here")
+            test.say("the same checkpoint")
         read = summary["images_per_second"]
         say(f"  in {summary['wall_seconds']:.0f} s" + (f"; training read {read:.0f} images/s" if read else ""))
         if logger is None:

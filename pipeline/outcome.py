@@ -1,7 +1,8 @@
 """What a finished training leaves behind: files, the tracked run, the registered model, and a few lines to read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline.tracking.store import without_password
 
 _NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1", "log_loss": "log loss", "mean_average_precision": "mean AP"}
 
-#: What is known of training images where none were held out.
+#: In place of a split's name: training images, each judged by a model that had not seen it.
 OUT_OF_FOLD = "out_of_fold"
 
 
@@ -26,29 +27,25 @@ class Evaluated:
     """A split with its predictions and metrics.
 
     Attributes:
-        split: ``val`` or ``test``; :data:`OUT_OF_FOLD`: training images, each judged by a model that had not seen it.
+        split: ``val``, ``test`` or :data:`OUT_OF_FOLD`.
         paths: of its images, in order.
         predictions: in the same order.
-        metrics: by name, such as ``accuracy``.
         groups: of its images; None: there are none.
     """
 
     split: str
     paths: list[str]
     predictions: Predictions
-    metrics: dict[str, Estimate]
     groups: Sequence[str] | None = None
 
-    @classmethod
-    def of(
-        cls, split: str, paths: list[str], predictions: Predictions, groups: Sequence[str] | None = None
-    ) -> "Evaluated":
-        """Compute the metrics of predictions; with intervals over groups, where there are any."""
-        return cls(split, paths, predictions, estimate_metrics(predictions, groups), groups)
+    @cached_property
+    def metrics(self) -> dict[str, Estimate]:
+        """By name, such as ``accuracy``; with intervals over groups, where there are any."""
+        return estimate_metrics(self.predictions, self.groups)
 
     def tempered(self, temperature: float) -> "Evaluated":
         """The same under a temperature."""
-        return Evaluated.of(self.split, self.paths, tempered(self.predictions, temperature), self.groups)
+        return replace(self, predictions=tempered(self.predictions, temperature))
 
     def prefixed(self) -> dict[str, Estimate]:
         """Metrics by full name, such as ``test/accuracy``."""

@@ -296,9 +296,6 @@ class TransferCLI(LightningCLI):
         if self.checkpoint is not None and not self.resumed:
             tags["resumed_from"] = str(self.checkpoint)
         counts = {split: dict(table.counts(split)) for split in SPLITS}
-        # A run that begins from a checkpoint of another one did not see where the training began.
-        began_here = self.checkpoint is None or self.resumed is not None
-        probe = self.strategy if isinstance(self.strategy, LinearProbe) else None
         return Fitting(
             folder=RunFolder(
                 folder,
@@ -316,12 +313,12 @@ class TransferCLI(LightningCLI):
                 data.dataset_name, table.listing.storage.location, table.digest, counts, lambda: data.left_out
             ),
             started=self.started,
-            interpolates=self.strategy.interpolates and began_here,
+            # A run that begins from a checkpoint of another one did not see where the training began.
+            interpolates=self.strategy.interpolates and (self.checkpoint is None or self.resumed is not None),
             # Who names a metric or a patience has said how to choose.
             settles=settings.monitor == "auto" and settings.patience is None,
             validates=self._require_validation(),
-            features=None if probe is None else probe.folder,
-            probe=probe if began_here else None,
+            probe=self.strategy if isinstance(self.strategy, LinearProbe) else None,
         )
 
     def _require_validation(self) -> bool:

@@ -204,12 +204,23 @@ def test_images_that_are_all_right_or_all_wrong_do_not_make_certain(images: int,
     targets = np.arange(images) % 3
     groups = [str(row // a_group) for row in range(images)] if a_group > 1 else None
     for answers, value in ((targets, 1.0), ((targets + 1) % 3, 0.0)):
-        exact = binomtest(int(value) * images // a_group, images // a_group).proportion_ci(0.95, "exact")
+        # All of the 5 % on the one side that there is.
+        exact = binomtest(int(value) * images // a_group, images // a_group).proportion_ci(0.9, "exact")
         found = metrics.estimate_metrics(Predictions(targets, 0.1 + 0.7 * np.eye(3)[answers]), groups, resamples=50)
         for name in ("accuracy", "macro_f1"):
             assert found[name].value == value
             assert (found[name].low, found[name].high) == pytest.approx((exact.low, exact.high))
-        assert found["log_loss"].low <= found["log_loss"].value
+
+
+def test_one_mistake_makes_no_better_bound_than_none() -> None:
+    targets = np.zeros(40, np.int64)
+    wrong = np.eye(2)[targets] * 0.8 + 0.1
+    lows = []
+    for mistakes in (0, 1, 2):
+        answers = wrong.copy()
+        answers[:mistakes] = answers[:mistakes, ::-1]
+        lows.append(metrics.estimate_metrics(Predictions(targets, answers))["accuracy"].low)
+    assert lows == sorted(lows, reverse=True)
 
 
 def test_intervals_of_many_images_and_classes_take_seconds() -> None:

@@ -205,5 +205,9 @@ def test_an_image_of_a_class_that_its_head_does_not_know_is_not_judged() -> None
     targets[0] = 2  # the only one
     judged = judge_out_of_fold(features, targets, 3, 0.1, torch.arange(40) % 2, range(40))
     assert judged.isnan().any(1).nonzero().flatten().tolist() == [0]
+    several = torch.nn.functional.one_hot(targets, 3).float()
+    several[:, 2] = 1 - several[:, 2]  # that all but one have
+    judged = judge_out_of_fold(features, several, 3, 0.1, torch.arange(40) % 2, range(40))
+    assert judged.isnan().any(1).nonzero().flatten().tolist() == [0]
     alone = judge_out_of_fold(features[:4], torch.tensor([0, 1, 0, 1]), 2, 0.1, torch.tensor([0, 1, 0, 1]), range(4))
     assert alone.isnan().all()

@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.evaluation.predictions import Predictions
 
 #: Standard deviation of the logarithm of temperatures, before any image is seen: ``benchmarks/temperature.py``.
-WIDTH = 0.2
+WIDTH = 0.3
 # Temperatures beyond these are of something else than over- or underconfidence.
 _BOUNDS = (0.1, 10.0)
 

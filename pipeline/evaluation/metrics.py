@@ -1,7 +1,7 @@
 """Metrics of a set of predictions, each with its interval and its sample count."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,8 @@ class Estimate:
 
     Attributes:
         value: on all images.
-        low: 2.5th percentile of the bootstrap, or less where that says nothing (see :func:`estimate_metrics`).
-        high: 97.5th percentile of the bootstrap, or more.
+        low: 2.5th percentile of the bootstrap, or what :func:`estimate_metrics` puts in its place.
+        high: 97.5th percentile of the bootstrap, or what is put in its place.
         n: number of images.
     """
 
@@ -132,8 +132,6 @@ METRICS: dict[str, Callable[[Predictions, Weights], Value]] = {
     "macro_f1": macro_f1,
     "log_loss": log_loss,
 }
-# Those of which 1 and 0 mean all and none.
-_SHARES = ("accuracy", "macro_f1")
 #: Where an image may have several classes.
 MULTI_LABEL_METRICS = {**METRICS, "mean_average_precision": mean_average_precision}
 
@@ -145,8 +143,9 @@ def estimate_metrics(
 
     Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13; images of one patient or scene are not
     independent, so that resampling them one by one would promise too much. Where all images are right, or none is, all
-    resamples agree, however few images there are; accuracy and macro F1 of 1 and 0 have the exact bound of a binomial
-    share, of images or of groups (Clopper and Pearson 1934, https://doi.org/10.1093/biomet/26.4.404).
+    resamples agree, however few images there are. Then accuracy has the bound that an exact test of so many images (or
+    groups) leaves at 5 % (Clopper and Pearson 1934, https://doi.org/10.1093/biomet/26.4.404; some 3 / N from the end),
+    and what is 1 or 0 with it has the same, for want of a better one: where a class is rare, it promises too much.
 
     Args:
         predictions: with known targets.
@@ -160,16 +159,17 @@ def estimate_metrics(
     for times in resampled(count, groups, seed, resamples):
         for name, metric in metrics.items():
             values[name].append(metric(predictions, times))
-    exact = 0.025 ** (1 / (_group_of(count, groups).max() + 1))
     estimates = {}
     for name, metric in metrics.items():
-        value = float(metric(predictions, None))
         low, high = map(float, np.percentile(np.concatenate(values[name]), (2.5, 97.5)))
-        if name in _SHARES and value == 1:
-            low = exact
-        if name in _SHARES and value == 0:
-            high = 1 - exact
-        estimates[name] = Estimate(value, low, high, count)
+        estimates[name] = Estimate(float(metric(predictions, None)), low, high, count)
+    end = estimates["accuracy"].value
+    if end in (0, 1):
+        units = int(_group_of(count, groups).max()) + 1
+        bound = 0.05 ** (1 / units) if end == 1 else 1 - 0.05 ** (1 / units)
+        for name, found in estimates.items():
+            if name != "log_loss" and found.value == end:
+                estimates[name] = replace(found, low=min(end, bound), high=max(end, bound))
     return estimates
 
 

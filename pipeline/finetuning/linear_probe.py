@@ -10,6 +10,18 @@ from pipeline.finetuning.solving import PlainImages, SolvedHead, judge_training_
 from pipeline.models.backbones import depth_groups
 
 
+def judges_in_folds(task: Any) -> bool:
+    """Whether training images can be judged by solved heads that have not seen them.
+
+    The backbone must not have seen them either, as one that was trained here before may have; and evaluation must look
+    at each image once, as heads do.
+
+    Args:
+        task: a :class:`~pipeline.task.ClassificationTask`, with the weights that it starts from.
+    """
+    return not task.lineage.trained_here and task.hparams["test_time_augmentation"] == "none"
+
+
 class LinearProbe(SolvedHead):
     """The best linear classifier on a frozen backbone: each image passes the network once, and no epoch is trained.
 
@@ -46,9 +58,10 @@ class LinearProbe(SolvedHead):
             data: with the images that the head was solved on.
 
         Returns:
-            Logits, float32 ``(N, C)``, NaN where an image is not judged; see
-            :func:`~pipeline.finetuning.solving.judge_training_images`.
+            Logits, float32 ``(N, C)``, NaN where an image is not judged (see
+            :func:`~pipeline.finetuning.solving.judge_training_images`): none is where this strategy solved no head, or
+            :func:`judges_in_folds` says no.
         """
-        if self.penalty is None:
+        if self.penalty is None or not judges_in_folds(task):
             return torch.full((len(data.plain("train")), len(task.classes)), torch.nan)
         return judge_training_images(trainer, task, data, self.folder, self.penalty, self._others(data))

@@ -183,8 +183,8 @@ def judge_out_of_fold(
         weights: of the images in the loss, float ``(N,)``.
 
     Returns:
-        Logits, float32 ``(N, C)``; NaN where a row is not judged, where its head has seen no row of its class, or rows
-        of one class alone.
+        Logits, float32 ``(N, C)``; NaN where a row is not judged, where its head has seen rows of one class alone or
+        none of its class, or, where there may be several, none without a class that it lacks.
 
     Example:
         >>> features = torch.tensor([[0.0], [0.2], [3.0], [3.2]])
@@ -199,11 +199,14 @@ def judge_out_of_fold(
             held_out = {unit for unit, own in zip(together, (folds == fold).tolist(), strict=True) if own}
             seen = torch.tensor([unit not in held_out for unit in together])
             share = None if weights is None else weights[seen]
-            known = (truth[seen] > 0).any(0)
-            if known.sum() < min(2, classes):
+            present, absent = (truth[seen] > 0).any(0), (truth[seen] == 0).any(0)
+            if not (present & absent).any():
                 continue  # told from nothing, every image would be certain
             head = _fit(features[seen].float(), targets[seen], classes, share, None, [penalty], 0)
-            rows = (folds == fold) & (truth <= known).all(1)
+            # A class that all rows have, or none has, is never found absent, or present, in others.
+            rows = (folds == fold) & (truth <= present).all(1)
+            if targets.ndim == 2:
+                rows &= (truth >= ~absent).all(1)
             judged[rows] = features[rows].float() @ head.weight.T + head.bias
     return judged
 

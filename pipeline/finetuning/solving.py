@@ -1,6 +1,6 @@
 """A head that is solved, not trained: on features of the training images, under the network as it stands."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -156,9 +156,10 @@ def judge_training_images(
     penalty: float,
     others: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({}),
 ) -> Tensor:
-    """What heads as :func:`solve_head` solves them say of training images that they have not seen, up to 2,000.
+    """What heads as :func:`solve_head` solves them say of training images that they have not seen.
 
-    The images are dealt into five folds, and each is judged by a head that was solved without its fold.
+    2,000 images at most are dealt into up to five folds, and each is judged by a head that was solved without its fold.
+    Of 10,000 images and more those 2,000 are one fold, which leaves four fifths to a single head.
 
     Args:
         trainer: as for :func:`solve_head`, and so are the arguments that are not named here.
@@ -177,6 +178,8 @@ def judge_training_images(
     folds = deal_folds(as_truth(seen.targets[:count], classes), seen.units[:count], task.hparams["seed"])
     if folds is None:
         return torch.full((count, classes), torch.nan)
+    if len(folds) >= (folds.max() + 1) * (folds >= 0).sum():
+        folds = folds.clamp_max(0)
     # The other views are solved on, and not judged.
     folds = torch.cat([folds, torch.full((len(seen.features) - count,), -1)])
     logits = judge_out_of_fold(seen.features, seen.targets, classes, penalty, folds, seen.units, seen.weights)
@@ -191,14 +194,14 @@ class _Seen:
         features: ``(views x N, F)``.
         targets: of each row.
         weights: of each row; None: all alike.
-        units: what rows share that are held out together: views of an image, images of a group.
+        units: what rows share that are held out together: views and copies of an image, images of a group.
         views: of each image.
     """
 
     features: Tensor
     targets: Tensor
     weights: Tensor | None
-    units: list[Hashable]
+    units: list[str]
     views: int
 
     @classmethod
@@ -231,14 +234,21 @@ class _Seen:
             torch.from_numpy(np.concatenate(found)),
             torch.from_numpy(np.concatenate([images.targets] * views)),
             None if images.weights is None else torch.from_numpy(np.tile(images.weights, views)),
-            [*(range(len(digests)) if groups is None else held_out_together(groups))] * views,
+            held_out_together(digests, groups) * views,
             views,
         )
 
 
-def held_out_together(groups: Sequence[str]) -> list[Hashable]:
-    """What images share that are held out together; an image without a group stands alone."""
-    return [group.strip() or number for number, group in enumerate(groups)]
+def held_out_together(digests: Sequence[str], groups: Sequence[str] | None) -> list[str]:
+    """What images share that are held out together: a group or, without one, the content, of which there may be copies.
+
+    Args:
+        digests: of the images' contents.
+        groups: of the same images; empty where one has none; None: none has any.
+    """
+    if groups is None:
+        return list(digests)
+    return [group.strip() or digest for group, digest in zip(groups, digests, strict=True)]
 
 
 def _offsets(task: Any) -> Tensor:

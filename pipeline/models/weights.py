@@ -31,7 +31,12 @@ class Lineage:
     licence: str | None = None
 
     def __str__(self) -> str:
-        return self.address if self.address == self.origin else f"{self.address} (from {self.origin})"
+        return self.address if not self.trained_here else f"{self.address} (from {self.origin})"
+
+    @property
+    def trained_here(self) -> bool:
+        """Whether a training of ours came between, on images of which nothing is known any more."""
+        return self.address != self.origin
 
     @property
     def licence_in_words(self) -> str:

@@ -15,6 +15,7 @@ from datamodules import DataError, ImageDataModule
 from datamodules.transforms import turns
 from pipeline.finetuning.features import task_features
 from pipeline.finetuning.freezing import early_parameters
+from pipeline.finetuning.linear_probe import judges_in_folds
 from pipeline.finetuning.solving import held_out_together
 from pipeline.home import cache_home
 from pipeline.planning import rules
@@ -108,8 +109,8 @@ class Planner:
         self._settle(IMAGE_SIZE, rules.image_size(facts, trained))
         self._settle(CROP, rules.crop_fraction(facts))
         if chosen == "LinearProbe":
-            if VAL_FRACTION in self.choices and self._given(VIEWS) in (None, "none"):
-                self._settle(VAL_FRACTION, rules.val_fraction(facts, in_folds=True))
+            if VAL_FRACTION in self.choices:
+                self._settle(VAL_FRACTION, rules.val_fraction(facts, judges_in_folds(self.bench.task)))
             if _argument(strategy.value, "turned"):
                 self._settle(ORIENTATION, self._orientation)
             self._settle(EPOCHS, Ruled(1, "a formality: the head is solved before it, and nothing is trained"))
@@ -268,7 +269,7 @@ class Planner:
             for turn in (None, *TURNS)
         }
         groups = data.groups("train")
-        together = None if groups is None else [held_out_together(groups)[row] for row in chosen]
+        together = held_out_together(digests, None if groups is None else [groups[row] for row in chosen])
         return try_turns(features, images.targets[chosen], self.facts.classes, together, bench.seed)
 
 
