@@ -5,8 +5,9 @@
 Where few images are left to a head, none are held out: each is judged by a head that was solved without it, the
 temperature is fitted to that, and images held out from each other say what is strange. All as ``fit`` does it, on
 features of the last three stages (ResNet-18 with the material's weights, as they are, float32, images of 192 px, one
-view), in 24 draws of each number of images from four divisions of those that ``benchmarks/defaults.py`` uses. All
-figures with 95 % intervals (Student's t over draws, which share test images, so they are rather too narrow):
+view), in 24 draws of each number of images from four divisions of those that ``benchmarks/defaults.py`` uses; groups of
+near-duplicates, as the audit finds them, are held out together. All figures with 95 % intervals (Student's t over
+draws, which share test images, so they are rather too narrow):
 
 - out of fold: points of accuracy by which the training images are judged better (+) or worse (-) than the test's are;
 - log loss: of the test, and what the temperature changes about it (-: better);
@@ -35,15 +36,18 @@ def predictions_of(logits: Tensor, targets: Tensor) -> Predictions:
     return Predictions(targets.numpy(), logits.double().softmax(dim=1).numpy())
 
 
-def judge(stages: list[Tensor], targets: Tensor, train: list[int], test: list[int], seed: int) -> list[float]:
+def judge(
+    stages: list[Tensor], targets: Tensor, groups: list[str], train: list[int], test: list[int], seed: int
+) -> list[float]:
     """Points of accuracy out of fold beyond the test's, log loss, its change by the temperature, per cent strange."""
     seen, classes = torch.cat(stages, dim=1), int(targets.max()) + 1
-    probe = fit_probe(seen[train], targets[train], classes, seed=seed)
-    folds = deal_folds(functional.one_hot(targets[train], classes), None, seed)
-    judged = judge_out_of_fold(seen[train], targets[train], classes, probe.penalty, folds, range(len(train)))
+    together = [groups[row] for row in train]
+    probe = fit_probe(seen[train], targets[train], classes, together=together, seed=seed)
+    folds = deal_folds(functional.one_hot(targets[train], classes), together, seed)
+    judged = judge_out_of_fold(seen[train], targets[train], classes, probe.penalty, folds, together)
     out_of_fold = predictions_of(judged, targets[train])
     tested = predictions_of(seen[test] @ probe.weight.T + probe.bias, targets[test])
-    familiarity = Familiarity.among([stage[train] for stage in stages], range(len(train)))
+    familiarity = Familiarity.among([stage[train] for stage in stages], together)
     strange = familiarity([stage[test] for stage in stages]) < STRANGE
     loss = float(tested.losses.mean())
     return [
@@ -64,9 +68,10 @@ def main() -> None:
         stages = describe_all(workplace, source, images)
         labels = sorted({image.label for image in images})
         targets = torch.tensor([labels.index(image.label) for image in images])
+        groups = [image.group for image in images]
         for few in PER_CLASS:
             values = np.array(
-                [judge(stages, targets, train, test, seed) for seed, train, test in divisions(images, few)]
+                [judge(stages, targets, groups, train, test, seed) for seed, train, test in divisions(images, few)]
             )
             beyond, loss, change, strange = (mean_of([column.tolist()]) for column in values.T)
             cells = [f"{beyond.value:+.1f} ± {beyond.half:.1f}", f"{loss.value:.3f}"]

@@ -315,16 +315,23 @@ def test_devices_are_counted_as_lightning_reads_them(given: object, devices: int
     assert count_devices(given, "cpu") == devices
 
 
-@pytest.mark.parametrize(("head_stages", "described"), [(1, 500 + 100), (3, 100)])
-def test_what_tells_strange_images_counts_where_images_are_held_out(head_stages: int, described: int) -> None:
-    def expected(validated: int) -> float:
+def test_what_tells_strange_images_counts_where_there_will_be_such() -> None:
+    def expected(validated: int, epochs: int = 0, head_stages: int = 3) -> float:
         facts = replace(FACTS, images=2_000, validated=validated, tested=400 - validated, head_stages=head_stages)
-        return budget_of(100, facts).expected(160, 160, 0, 1)
+        budget = replace(budget_of(100, facts), views=1)
+        return budget.expected(160, 160, epochs, 1)
 
+    embedding = PACE.with_reading(PACE.embedding)
     # 500 images that were trained on, but for what a head on several stages has left of them, and those held out pass
-    # once more; all else is the same.
-    assert expected(100) - expected(0) == pytest.approx(described * PACE.with_reading(PACE.embedding))
-    assert expected(19) == pytest.approx(expected(0))
+    # once more.
+    assert expected(100, head_stages=1) - expected(100) == pytest.approx(500 * embedding)
+    assert expected(100) - expected(20) == pytest.approx(80 * embedding)
+    # Where none are, those that were trained on are held out from each other, and heads are solved once more.
+    assert expected(0, head_stages=1) - expected(0) == pytest.approx(500 * embedding)
+    assert expected(1) + 2 < expected(0) < expected(1) + 4
+    # A network that was trained has seen them.
+    told = expected(20, epochs=1) - expected(19, epochs=1)
+    assert told == pytest.approx(520 * embedding + embedding + 3 * PACE.embedding, rel=0.01)
 
 
 def test_epochs_that_are_set_are_not_changed() -> None:

@@ -84,7 +84,7 @@ class Budget:
         answered = large.with_reading(large.answering * (self.views if epochs else self.views_of_head))
         tried = (facts.images + evaluated) * large.reading / 2 / large.readers  # whether they can be read
         seconds = self.elapsed() + _OPENING + tried + evaluated * answered / facts.devices + _CLOSING
-        if facts.validated >= LEAST_HELD_OUT:
+        if facts.validated >= LEAST_HELD_OUT or not epochs:
             # A head that is solved on several stages leaves what describes the training images.
             described = (facts.images if epochs or facts.head_stages == 1 else 0, facts.validated)
             seconds += sum(min(ASKED_OF_FAMILIARITY, count) for count in described) * embedded
@@ -93,6 +93,8 @@ class Budget:
         solving = solving if epochs else max(1, solving)
         if solving:
             seconds += solving * facts.images * embedded + _SOLVING
+        if not epochs and not facts.validated:  # heads that judge the training images
+            seconds += _SOLVING
         if epochs or solving > 1:  # images are turned
             seconds += self.preparing
         if not epochs:

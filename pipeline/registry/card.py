@@ -48,7 +48,7 @@ def write_card(name: str, content: Mapping[str, Any], metrics: Mapping[str, Esti
             "",
             "## Results",
             "",
-            "With 95 % bootstrap intervals" + (" over groups of images." if tested.groups else " over images."),
+            "With 95 % intervals, by the bootstrap" + (" over groups of images." if tested.groups else " over images."),
             "",
             *_table(
                 ("metric", "value", "interval", "images"),
