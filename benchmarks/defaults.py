@@ -146,7 +146,7 @@ ROWS = (
     Row("float32 instead of bf16", told("--trainer.precision=32-true"), BOTH),
     Row("probabilities as they come (no temperature)", experiment("Untempered"), BOTH),
     Row("half of the features dropped", told("--model.dropout=0.5")),
-    Row("label smoothing 0.1", told("--model.label_smoothing=0.1")),
+    Row("label smoothing 0.1", experiment("LabelSmoothing"), BOTH),
     Row("mixup", told("--model.mixing=mixup")),
     Row("cutmix", told("--model.mixing=cutmix")),
     Row("moving average of the weights", experiment("MovingAverage")),

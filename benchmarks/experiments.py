@@ -117,6 +117,23 @@ class StochasticDepth(Callback):
         return hook
 
 
+class LabelSmoothing(Callback):
+    """Spreads a share of each target over all classes (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567).
+
+    Args:
+        share: that is spread.
+    """
+
+    def __init__(self, share: float = 0.1) -> None:
+        self.share = share
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.objective.register_forward_hook(self._spread)
+
+    def _spread(self, objective: nn.Module, inputs: tuple[Tensor, Tensor], losses: Tensor) -> Tensor:
+        return (1 - self.share) * losses - self.share * inputs[0].log_softmax(dim=1).mean(dim=1)
+
+
 class Untempered(Callback):
     """Leaves probabilities as the network gives them."""
 

@@ -33,7 +33,6 @@ class Objective(nn.Module):
         multi_label: whether an image may have several classes.
         imbalance: see above; ``none`` and ``balanced_sampling`` change nothing here.
         class_shares: share of the training images that have each class, in (0, 1]; needed for the two above.
-        label_smoothing: share of the target spread over all classes, in [0, 1).
 
     Raises:
         UserError: the shares are needed and missing.
@@ -48,15 +47,10 @@ class Objective(nn.Module):
     adjustment: Tensor
 
     def __init__(
-        self,
-        multi_label: bool,
-        imbalance: Imbalance = "none",
-        class_shares: Sequence[float] | None = None,
-        label_smoothing: float = 0.0,
+        self, multi_label: bool, imbalance: Imbalance = "none", class_shares: Sequence[float] | None = None
     ) -> None:
         super().__init__()
         self.multi_label = multi_label
-        self.label_smoothing = label_smoothing
         weights, adjustment = torch.ones(1), torch.zeros(1)
         if imbalance in ("weighted_loss", "logit_adjustment"):
             if class_shares is None:
@@ -82,8 +76,6 @@ class Objective(nn.Module):
         """
         logits = logits + self.adjustment
         if self.multi_label:
-            smooth = target * (1 - self.label_smoothing) + self.label_smoothing / 2
-            losses = F.binary_cross_entropy_with_logits(logits, smooth, pos_weight=self.class_weights, reduction="none")
+            losses = F.binary_cross_entropy_with_logits(logits, target, pos_weight=self.class_weights, reduction="none")
             return losses.mean(dim=1)
-        losses = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing, reduction="none")
-        return losses * self.class_weights.expand(logits.shape[1])[target]
+        return F.cross_entropy(logits, target, reduction="none") * self.class_weights.expand(logits.shape[1])[target]

@@ -71,7 +71,6 @@ class ClassificationTask(LightningModule):
         weight_decay: of all parameters but norms and biases.
         layer_decay: factor of the rate from each stage of the backbone to the one before, in (0, 1].
         warmup_fraction: share of the optimizer steps in which the rates rise from zero, in [0, 1).
-        label_smoothing: share of the target spread over all classes, in [0, 1).
         dropout: share of the features zeroed before the classifier while training, in [0, 1).
         head_stages: how many of the backbone's last stages the classifier sees, 1 to 3 (of timm's networks 1);
             ``auto``: 1.
@@ -114,7 +113,6 @@ class ClassificationTask(LightningModule):
         weight_decay: float = 0.05,
         layer_decay: float = 1.0,
         warmup_fraction: float = 0.1,
-        label_smoothing: float = 0.0,
         dropout: float = 0.0,
         head_stages: int | Literal["auto"] = "auto",
         batch_norm: Literal["auto", "batch", "stored"] = "auto",
@@ -129,8 +127,7 @@ class ClassificationTask(LightningModule):
         super().__init__()
         if mixing_alpha != "auto" and not 0 < mixing_alpha < math.inf:
             raise UserError(f"model.mixing_alpha: expected a finite strength above 0, found {mixing_alpha}.")
-        shares = {"warmup_fraction": warmup_fraction, "label_smoothing": label_smoothing, "dropout": dropout}
-        for name, share in shares.items():
+        for name, share in (("warmup_fraction", warmup_fraction), ("dropout", dropout)):
             if not 0 <= share < 1:
                 raise UserError(f"model.{name}: expected a share in [0, 1), found {share}.")
         head_stages = 1 if head_stages == "auto" else head_stages
@@ -196,9 +193,8 @@ class ClassificationTask(LightningModule):
     def setup(self, stage: str) -> None:
         if stage == "fit":
             hparams = self.hparams
-            self.objective = Objective(
-                hparams["multi_label"], hparams["imbalance"], self.class_shares, hparams["label_smoothing"]
-            ).to(self.device)
+            objective = Objective(hparams["multi_label"], hparams["imbalance"], self.class_shares)
+            self.objective = objective.to(self.device)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images ``(N, C, H, W)``, uint8, uint16 or float32, to what the network takes, float32 of the same shape."""

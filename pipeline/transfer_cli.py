@@ -203,9 +203,11 @@ class TransferCLI(LightningCLI):
         data.channels = data.preprocessing["channels"]
         data.dtype = data.preprocessing.get("dtype", "uint8")
         model.weights = None
+        # How many views are averaged is a choice of who evaluates.
+        if any(arg.split("=")[0] == "--model.test_time_augmentation" for arg in self.args):
+            hparams.pop("test_time_augmentation", None)
         for name, value in hparams.items():
-            # How many views are averaged is a choice of who evaluates.
-            if name != "test_time_augmentation" or not any(arg.split("=")[0] == f"--model.{name}" for arg in self.args):
+            if name in model:  # earlier releases knew more settings
                 model[name] = value
 
     def _require_output(self) -> None:

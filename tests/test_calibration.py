@@ -146,9 +146,11 @@ def test_what_is_reported_of_validation_is_what_the_checkpoint_answers(
 def test_a_checkpoint_of_an_earlier_release_is_not_calibrated(run: Path, tmp_path: Path) -> None:
     content = read_checkpoint(run / "best.ckpt")
     del content["state_dict"][TEMPERATURE], content[CALIBRATED]
+    content["hyper_parameters"]["label_smoothing"] = 0.1  # a setting that was
     torch.save(content, tmp_path / "old.ckpt")
     task = ClassificationTask.load_from_checkpoint(tmp_path / "old.ckpt", map_location="cpu", weights_only=True)
     assert float(task.temperature) == 1
+    assert main(["test", f"--config={run / 'config.yaml'}", f"--ckpt_path={tmp_path / 'old.ckpt'}"]) == 0
 
 
 def test_a_checkpoint_is_the_old_one_until_the_new_one_is_whole(

@@ -89,7 +89,7 @@ def running_runs() -> list[str]:
         ("--budget=0s", "--budget: expected a time such as"),
         ("--finetuning=LinearProbe", "expected pretrained weights for LinearProbe to build on"),
         ("--model.dropout=1", "model.dropout: expected a share in [0, 1)"),
-        ("--model.label_smoothing=-0.1", "model.label_smoothing: expected a share in [0, 1)"),
+        ("--model.dropout=-0.1", "model.dropout: expected a share in [0, 1)"),
         ("--model.warmup_fraction=1", "model.warmup_fraction: expected a share in [0, 1)"),
         ("--model.weights=models:/colours@champion", "expected a store that runs were tracked in, found none"),
         ("--model.weights=torchvision/ResNet18_Weights.IMAGENET1K_V3", "did you mean ResNet18_Weights.IMAGENET1K_V1"),

@@ -195,14 +195,14 @@ def test_targets_and_weights_are_mixed_as_the_images_are(
     kind: Literal["mixup", "cutmix"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ClassificationTask, "current_epoch", 3)
-    made, target = task(mixing=kind, mixing_alpha=1.0, seed=5, label_smoothing=0.1), torch.tensor([0, 1, 2, 1])
+    made, target = task(mixing=kind, mixing_alpha=1.0, seed=5), torch.tensor([0, 1, 2, 1])
     given = batch(target=target, weight=WEIGHT)
     before = given["image"].clone()
     mixture = mix(made.normalise(given["image"]), kind, 1.0, (5, 3, 6))
     logits = made.network(mixture.images)
     losses = torch.zeros(4)
     for target_of, share in ((torch.arange(4), mixture.share), (mixture.partner, 1 - mixture.share)):
-        plain = F.cross_entropy(logits, target[target_of], label_smoothing=0.1, reduction="none")
+        plain = F.cross_entropy(logits, target[target_of], reduction="none")
         losses += share * WEIGHT[target_of] * plain
     torch.testing.assert_close(made.training_step(given, 6), losses.mean())
     assert torch.equal(given["image"], before)
@@ -240,7 +240,7 @@ def test_a_strength_that_is_none_is_refused(alpha: float) -> None:
 
 
 def test_an_objective_is_linear_in_the_target_so_that_losses_may_be_mixed() -> None:
-    objective = Objective(True, "weighted_loss", [0.2, 0.5, 0.7], 0.1)
+    objective = Objective(True, "weighted_loss", [0.2, 0.5, 0.7])
     logits, first, second = torch.randn(5, 3), torch.ones(5, 3), torch.zeros(5, 3)
     mixed = 0.3 * objective(logits, first) + 0.7 * objective(logits, second)
     torch.testing.assert_close(objective(logits, 0.3 * first + 0.7 * second), mixed)

@@ -42,15 +42,10 @@ def presence() -> Tensor:
 
 
 @pytest.mark.parametrize("imbalance", ["none", "balanced_sampling"])
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_without_weights_the_loss_is_torch_s_cross_entropy(
-    logits: Tensor, imbalance: Imbalance, smoothing: float
-) -> None:
+def test_without_weights_the_loss_is_torch_s_cross_entropy(logits: Tensor, imbalance: Imbalance) -> None:
     target = torch.from_numpy(TARGETS)
-    found = Objective(False, imbalance, SHARES, smoothing)(logits, target)
-    torch.testing.assert_close(
-        found, F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none"), rtol=0, atol=0
-    )
+    found = Objective(False, imbalance, SHARES)(logits, target)
+    torch.testing.assert_close(found, F.cross_entropy(logits, target, reduction="none"), rtol=0, atol=0)
 
 
 def test_weights_are_scikit_learn_s_balanced_ones_and_1_on_average(logits: Tensor) -> None:
@@ -62,14 +57,6 @@ def test_weights_are_scikit_learn_s_balanced_ones_and_1_on_average(logits: Tenso
     # The mean over the images is what a learning rate is used to: torch's own weighted mean divides by the weights.
     flat = Objective(False, "weighted_loss", SHARES)(torch.zeros(100, 3), target)
     assert float(flat.mean()) == pytest.approx(np.log(3), rel=1e-6)
-
-
-def test_the_weight_of_an_image_is_its_class_s_under_label_smoothing(logits: Tensor) -> None:
-    target = torch.from_numpy(TARGETS)
-    balanced = compute_class_weight("balanced", classes=np.arange(3), y=TARGETS)
-    plain = F.cross_entropy(logits, target, label_smoothing=0.2, reduction="none")
-    found = Objective(False, "weighted_loss", SHARES, 0.2)(logits, target)
-    torch.testing.assert_close(found, plain * torch.tensor(balanced[TARGETS], dtype=torch.float32))
 
 
 def test_logit_adjustment_is_equation_10_of_the_paper(logits: Tensor) -> None:
@@ -115,12 +102,6 @@ def test_the_odds_of_a_class_are_taken_out_where_there_are_several(logits: Tenso
     torch.testing.assert_close(found, expected)
 
 
-def test_label_smoothing_moves_presence_and_absence_towards_the_middle(logits: Tensor, presence: Tensor) -> None:
-    found = Objective(True, label_smoothing=0.2)(logits, presence)
-    target = torch.where(presence == 1, 0.9, 0.1)
-    torch.testing.assert_close(found, F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=1))
-
-
 @pytest.mark.parametrize("imbalance", ["weighted_loss", "logit_adjustment"])
 def test_a_class_of_every_image_stays_finite(imbalance: Imbalance) -> None:
     objective = Objective(True, imbalance, [1.0, 0.5])
@@ -152,10 +133,10 @@ def task(imbalance: Imbalance = "none", **settings: Any) -> ClassificationTask:
 @pytest.mark.parametrize("multi_label", [False, True])
 @pytest.mark.parametrize("imbalance", ["none", "weighted_loss", "logit_adjustment"])
 def test_a_training_step_minimises_the_objective(imbalance: Imbalance, multi_label: bool) -> None:
-    made = task(imbalance, label_smoothing=0.2, multi_label=multi_label)
+    made = task(imbalance, multi_label=multi_label)
     target = torch.tensor([[1.0, 0, 0], [0, 1, 1], [0, 0, 0], [0, 1, 0]]) if multi_label else torch.tensor([0, 1, 2, 1])
     given = batch(target)
-    expected = Objective(multi_label, imbalance, SHARES, 0.2)(made(given["image"]), target)
+    expected = Objective(multi_label, imbalance, SHARES)(made(given["image"]), target)
     torch.testing.assert_close(made.training_step(given, 0), expected.mean())
 
 
@@ -228,8 +209,8 @@ def test_one_setting_reaches_the_loss_and_the_order(
     monkeypatch.setattr("datamodules.base.EpochSampler", SpiedSampler)
     arguments = [*fast(tmp_path / "images"), "--trainer.logger=false"]
     assert main(["fit", *arguments, "--trainer.max_epochs=1", f"--imbalance={imbalance}"]) == 0
-    ((multi_label, passed, shares, smoothing),) = made["loss"]
-    assert (multi_label, passed, smoothing) == (False, imbalance, 0.0)
+    ((multi_label, passed, shares),) = made["loss"]
+    assert (multi_label, passed) == (False, imbalance)
     assert shares == pytest.approx([0.4, 0.4, 0.2], abs=0.05)
     assert all((chances is not None) == (imbalance == "balanced_sampling") for chances in made["order"])
     (summary,) = tmp_path.glob("runs/*/summary.json")
