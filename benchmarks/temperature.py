@@ -41,8 +41,8 @@ def trained(workplace: Workplace, case: str, seed: int) -> Path:
             images = divide(workplace.images(source), seed)
             images = divide([image._replace(split=None) for image in images if image.split == "train"], seed)
             train = [row for row, image in enumerate(images) if image.split == "train"]
-            left_out = set(np.random.default_rng((int(number), seed)).permutation(train)[int(number) :].tolist())
-            rest = [image for row, image in enumerate(images) if row not in left_out]
+            drawn = set(np.random.default_rng((int(number), seed)).choice(train, int(number), replace=False).tolist())
+            rest = [image for row, image in enumerate(images) if row in drawn or image.split == "test"]
             tables = workplace.write_tables(development, seed, rest)
         with tempfile.TemporaryDirectory() as name:
             scratch = Path(name).resolve()
