@@ -13,12 +13,13 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from datamodules import ImageDataModule
 from pipeline.checkpoints import CALIBRATED, calibrate_checkpoint, read_checkpoint
 from pipeline.evaluation.calibration import fit_temperature
+from pipeline.evaluation.metrics import OUT_OF_FOLD
 from pipeline.evaluation.predictions import PredictionCollector
 from pipeline.finetuning import LinearProbe
 from pipeline.finetuning.interpolation import USUAL_TEMPERATURE, StartingPoint
 from pipeline.finishing import answers_out_of_fold, interpolated_checkpoint, measure_familiarity, settled_checkpoint
 from pipeline.monitor import MONITORS
-from pipeline.outcome import OUT_OF_FOLD, Evaluated, say_next, track_outcome, write_predictions, write_summary
+from pipeline.outcome import Evaluated, say_next, track_outcome, write_predictions, write_summary
 from pipeline.progress import EpochLines, say
 from pipeline.registry.register import Candidate, StoreAwayError, register
 from pipeline.resumption import LastCheckpoint
@@ -265,8 +266,9 @@ class Fitting:
         if judged is None:
             test.say(f"{how}; {tempered_at}")
         elif judged.split == OUT_OF_FOLD:
-            trained_on = f"of {len(data.paths('train')):,} that train"
-            judged.say(f"{trained_on}, each judged by a head that was solved without it; {tempered_at}, fitted here")
+            others = len(data.paths("train")) - len(judged.paths)
+            left_out = f" ({others:,} more train, and are not judged)" if others else ""
+            judged.say(f"each judged by a head that was solved without it{left_out}; {tempered_at}, fitted here")
             test.say(how)
         else:
             judged.say(f"{how}; {tempered_at}, fitted here")

@@ -18,16 +18,13 @@ from pipeline.tracking.store import without_password
 
 _NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1", "log_loss": "log loss", "mean_average_precision": "mean AP"}
 
-#: In place of a split's name: training images, each judged by a model that had not seen it.
-OUT_OF_FOLD = "out_of_fold"
-
 
 @dataclass(frozen=True)
 class Evaluated:
     """A split with its predictions and metrics.
 
     Attributes:
-        split: ``val``, ``test`` or :data:`OUT_OF_FOLD`.
+        split: ``val``, ``test`` or :data:`~pipeline.evaluation.metrics.OUT_OF_FOLD`.
         paths: of its images, in order.
         predictions: in the same order.
         groups: of its images; None: there are none.

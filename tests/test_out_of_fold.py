@@ -54,13 +54,10 @@ def test_what_nothing_tells_is_not_recognised(
     assert main([*arguments, f"--finetuning.turned={turned}"]) == 0
     printed = capsys.readouterr().out
     assert "monitor    none: nothing is held out; training images are judged in folds" in printed
-    assert "they are judged in folds" in printed.replace("\n" + " " * 35, " ")
+    assert "training images are judged in folds, each by" in printed.replace("\n" + " " * 35, " ")
     folder, summary = summary_of_newest()
     images = sum(row.split(",")[2] == "train" for row in (folder / "split.csv").read_text().splitlines())
-    assert (
-        f"out of fold: {images} images, of {images} that train, each judged by a head that was solved without it"
-        in printed
-    )
+    assert f"out of fold: {images} images, each judged by a head that was solved without it" in printed
     assert {name.partition("/")[0] for name in summary["metrics"]} == {"out_of_fold", "test"}
     accuracy = summary["metrics"]["out_of_fold/accuracy"]
     assert accuracy["n"] == images
@@ -190,3 +187,18 @@ def write_split(folder: Path) -> None:
     """One image of each class trains, one tests."""
     rows = [f"{name}/{number:02}-0.png,{split}" for name in COLOURS for number, split in enumerate(("train", "test"))]
     (folder / "split.csv").write_text("\n".join(["path,split", *rows]))
+
+
+def test_it_is_said_how_many_are_not_judged(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3, PER_CLASS):  # of the rest one trains
+        (tmp_path / "images" / "red" / f"{number:02}-0.png").unlink()
+    rows = [f"red/{number:02}-0.png,{'train' if number == 0 else 'test'}" for number in range(3)]
+    for name in ("blue", "green"):
+        rows += [f"{name}/{number:02}-0.png,{'test' if number == 0 else 'train'}" for number in range(PER_CLASS)]
+    (tmp_path / "split.csv").write_text("\n".join(["path,split", *rows]))
+    assert main([*arguments, "--data.split_file=split.csv"]) == 0
+    printed = capsys.readouterr().out
+    assert "out of fold: 22 images" in printed
+    assert "(1 more train, and are not judged)" in printed

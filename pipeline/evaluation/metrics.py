@@ -11,6 +11,8 @@ from scipy.sparse import csr_array
 from pipeline.evaluation.predictions import Predictions
 
 RESAMPLES = 2000
+#: In place of a split's name: training images, each judged by a model that had not seen it.
+OUT_OF_FOLD = "out_of_fold"
 # Weights that are held at a time: 2 MB.
 _BLOCK = 2**18
 

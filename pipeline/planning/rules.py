@@ -64,7 +64,7 @@ def val_fraction(facts: Facts, in_folds: bool = False) -> Ruled:
     """
     held_out = round(VAL_FRACTION * (facts.images + facts.validated))
     if held_out < _LEAST_HELD_OUT:
-        instead = "they are judged in folds, each by a head that has not seen it"
+        instead = "training images are judged in folds, each by a head that has not seen it"
         return Ruled(
             0.0,
             f"{held_out} images choose no better than a coin, and are worth more in training; "

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluation.comparison import recalls
-from pipeline.evaluation.metrics import Estimate, estimate_metrics
+from pipeline.evaluation.metrics import OUT_OF_FOLD, Estimate, estimate_metrics
 from pipeline.evaluation.predictions import Predictions
 from pipeline.registry.tested import Tested
 
 #: Its file in the bundle.
 CARD = "MODEL_CARD.md"
+_IN_FOLDS = f"`{OUT_OF_FOLD}` are training images, each judged by a head that was solved without it."
 
 
 def write_card(name: str, content: Mapping[str, Any], metrics: Mapping[str, Estimate], tested: Tested) -> str:
@@ -49,6 +50,7 @@ def write_card(name: str, content: Mapping[str, Any], metrics: Mapping[str, Esti
             "## Results",
             "",
             "With 95 % intervals, by the bootstrap" + (" over groups of images." if tested.groups else " over images."),
+            *([_IN_FOLDS] if any(name.startswith(OUT_OF_FOLD) for name in metrics) else []),
             "",
             *_table(
                 ("metric", "value", "interval", "images"),
