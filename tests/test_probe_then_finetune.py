@@ -141,7 +141,7 @@ def test_shares_that_training_aims_at_are_in_the_head(setting: Setting) -> None:
         assert torch.equal(moved.state["linear.weight"], plain.state["linear.weight"])
 
 
-def test_groups_are_held_out_together_and_images_without_one_alone(
+def test_groups_and_copies_are_held_out_together_and_other_images_alone(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
@@ -156,10 +156,17 @@ def test_groups_are_held_out_together_and_images_without_one_alone(
     groups = [" " if row % 3 else "p1" for row in range(count)]
     monkeypatch.setattr(ImageFolderDataModule, "groups", lambda self, split: groups)
     setting.fit()
-    assert seen[0] is None
+    assert len(set(seen[0])) == len(seen[0]) == count
     assert len(seen[1]) == count
     assert seen[1].count("p1") == groups.count("p1") > 1
     assert len(set(seen[1])) == groups.count(" ") + 1
+    monkeypatch.setattr(ImageFolderDataModule, "groups", lambda self, split: None)
+    reds = sorted((setting.images / "red").iterdir())
+    for path in reds:
+        path.write_bytes(reds[0].read_bytes())
+    _, _, data = setting.fit()
+    copies = sum(path.startswith("red") or "/red/" in path for path in data.paths("train"))
+    assert len(seen[2]) - len(set(seen[2])) == copies - 1 > 1
 
 
 def test_a_checkpoint_keeps_its_head(
