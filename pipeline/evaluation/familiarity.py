@@ -70,7 +70,7 @@ class Familiarity(nn.Module):
 
         Args:
             images: at each stage, ``(R, F)`` each.
-            together: what images share that are held out together, ``R``; two values at least.
+            together: what images share that are held out together, ``R``; two different values at least.
 
         Example:
             >>> images = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.1], [1.0, 0.2]])

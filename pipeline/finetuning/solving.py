@@ -191,10 +191,11 @@ class _Seen:
     """Training images as a head sees them: all of them, then all of them in another view, and so on.
 
     Attributes:
-        features: ``(views x N, F)``.
-        targets: of each row.
-        weights: of each row; None: all alike.
-        units: what rows share that are held out together: views and copies of an image, images of a group.
+        features: float32 ``(views x N, F)``.
+        targets: of each row, int64 ``(views x N,)``, or float ``(views x N, C)`` of 0 and 1.
+        weights: of each row in the loss, float ``(views x N,)``; None: all alike.
+        units: what rows share that are held out together, ``views x N``: views and copies of an image, images of a
+            group.
         views: of each image.
     """
 
@@ -243,8 +244,11 @@ def held_out_together(digests: Sequence[str], groups: Sequence[str] | None) -> l
     """What images share that are held out together: a group or, without one, the content, of which there may be copies.
 
     Args:
-        digests: of the images' contents.
-        groups: of the same images; empty where one has none; None: none has any.
+        digests: of the images' contents, ``N``.
+        groups: of the same images, ``N``; empty where one has none; None: none has any.
+
+    Returns:
+        Of each image, ``N``; equal for those that belong together.
     """
     if groups is None:
         return list(digests)
