@@ -79,7 +79,7 @@ def leave_with(main: Callable[[], int]) -> NoReturn:
     try:
         codes.append(main())
     except SystemExit as error:
-        if isinstance(error.code, int):
-            codes.append(error.code)
+        if error.code is None or isinstance(error.code, int):  # a message is the interpreter's to print
+            codes.append(error.code or SUCCESS)
         raise
     raise SystemExit(codes[0])
