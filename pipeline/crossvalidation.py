@@ -208,8 +208,7 @@ def _track(folds: Folds, first: Path, metrics: dict[str, Estimate]) -> None:
     with logger.closing():
         logger.log_metrics({name: estimate.value for name, estimate in metrics.items()})
         for name, estimate in metrics.items():
-            bounds = f"intervals/{name.replace('/', '_')}"
-            logger.log_metrics({f"{bounds}_low": estimate.low, f"{bounds}_high": estimate.high})
+            logger.log_metrics(estimate.bounds(f"intervals/{name.replace('/', '_')}"))
         logger.set_tags({f"fold_{number}": folder for number, folder in sorted(folds.done.items())})
         for name in (SUMMARY, PREDICTIONS):
             logger.log_file(folds.folder / name)

@@ -90,7 +90,7 @@ def track_outcome(
         split, _, metric = name.partition("/")
         # `val/...` are the curves of the training; bounds stand apart, so that the page shows values first.
         values[name if split == "test" else f"best/{split}_{metric}"] = estimate.value
-        values |= {f"intervals/{split}_{metric}_low": estimate.low, f"intervals/{split}_{metric}_high": estimate.high}
+        values |= estimate.bounds(f"intervals/{split}_{metric}")
     logger.log_metrics(values)
     predictions, metric = test.predictions, "macro_f1" if test.predictions.multi_label else "accuracy"
     title = f"test, {len(test.paths):,} images, {_NAMES[metric]} {test.metrics[metric].value:.3f}"

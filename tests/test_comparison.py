@@ -61,6 +61,25 @@ def test_groups_are_resampled_as_one():
     assert paired_differences(one, other, groups, resamples=300)["accuracy"].low != alone.low
 
 
+def test_one_group_shows_no_difference():
+    found = paired_differences(drawn(1, strength=3.0), drawn(2), ["one"] * 300, resamples=20)
+    assert found["accuracy"].value > 0.2
+    assert (found["accuracy"].low, found["accuracy"].high) == (-1, 1)
+    assert (found["log_loss"].low, found["log_loss"].high) == (-math.inf, math.inf)
+    assert found["log_loss"].to_dict()["low"] is None
+
+
+def test_mcnemar_counts_a_group_once():
+    """Ten images of one patient that are lost together are one loss."""
+    targets = np.zeros(20, np.int64)
+    one, other = np.full((20, 2), [0.9, 0.1]), np.full((20, 2), [0.9, 0.1])
+    one[:10] = other[10:12] = [0.1, 0.9]
+    groups = ["a"] * 10 + ["b", "c"] + [""] * 8
+    found = mcnemar(Predictions(targets, one), Predictions(targets, other), groups)
+    assert (found.won, found.lost, found.p) == (2, 1, 1.0)
+    assert mcnemar(Predictions(targets, one), Predictions(targets, other)).p < 0.05
+
+
 def test_mcnemar_is_exact():
     targets = np.zeros(20, np.int64)
     one, other = np.full((20, 2), [0.9, 0.1]), np.full((20, 2), [0.9, 0.1])

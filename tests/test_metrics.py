@@ -1,5 +1,7 @@
 """Metrics against scikit-learn, and what their intervals are worth."""
 
+import json
+import math
 import time
 
 import numpy as np
@@ -221,6 +223,15 @@ def test_one_mistake_makes_no_better_bound_than_none() -> None:
         answers[:mistakes] = answers[:mistakes, ::-1]
         lows.append(metrics.estimate_metrics(Predictions(targets, answers))["accuracy"].low)
     assert lows == sorted(lows, reverse=True)
+
+
+def test_one_group_says_nothing_of_others() -> None:
+    targets = np.arange(10) % 2
+    found = metrics.estimate_metrics(Predictions(targets, np.tile([0.6, 0.4], (10, 1))), ["one"] * 10, resamples=10)
+    assert (found["accuracy"].value, found["accuracy"].low, found["accuracy"].high) == (0.5, 0, 1)
+    assert (found["log_loss"].low, found["log_loss"].high) == (0, math.inf)
+    assert found["log_loss"].bounds("loss") == {"loss_low": 0.0}
+    assert json.loads(json.dumps(found["log_loss"].to_dict(), allow_nan=False))["high"] is None
 
 
 def test_intervals_of_many_images_and_classes_take_seconds() -> None:

@@ -7,7 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from pipeline.evaluation.metrics import METRICS, MULTI_LABEL_METRICS, RESAMPLES, Estimate, Value, resampled
+from pipeline.evaluation.metrics import (
+    METRICS,
+    MULTI_LABEL_METRICS,
+    RESAMPLES,
+    Estimate,
+    Value,
+    range_of,
+    resampled,
+    units_of,
+)
 from pipeline.evaluation.predictions import Predictions
 
 _LOWER_IS_BETTER = ("log_loss",)
@@ -16,7 +25,7 @@ _BINS = 15
 
 @dataclass(frozen=True)
 class McNemar:
-    """Images on which exactly one of two models is right.
+    """Images on which exactly one of two models is right, or groups of which one model has more right.
 
     Attributes:
         won: by the first.
@@ -40,7 +49,7 @@ def paired_differences(
     """How much better one model is than another on the same images, by every metric, with percentile bootstrap bounds.
 
     Both are looked at on the same resampled images, so that what is hard for both does not count as chance. Above 0 the
-    first is better, also by the log loss.
+    first is better, also by the log loss. One group alone says nothing of others: the bounds are all that there can be.
 
     Args:
         one: with known targets.
@@ -57,19 +66,31 @@ def paired_differences(
     for times in resampled(count, groups, seed, resamples):
         for name, metric in metrics.items():
             values[name].append(signs[name] * (metric(one, times) - metric(other, times)))
-    tail = 50 * (1 - confidence)
+    tail, alone = 50 * (1 - confidence), units_of(count, groups).max() == 0
     found = {}
     for name, metric in metrics.items():
         low, high = np.percentile(np.concatenate(values[name]), (tail, 100 - tail))
+        if alone:
+            least, most = range_of(name)
+            low, high = least - most, most - least
         value = signs[name] * (metric(one, None) - metric(other, None))
         found[name] = Estimate(float(value), float(low), float(high), count)
     return found
 
 
-def mcnemar(one: Predictions, other: Predictions) -> McNemar:
-    """McNemar's test on which images each model answers rightly (McNemar 1947), exact as a binomial test."""
-    won = int((one.right & ~other.right).sum())
-    lost = int((~one.right & other.right).sum())
+def mcnemar(one: Predictions, other: Predictions, groups: Sequence[str] | None = None) -> McNemar:
+    """McNemar's test on which images each model answers rightly (McNemar 1947), exact as a binomial test.
+
+    Images of one group are not independent, so that each group counts once, for the model that has more of it right:
+    the sign test (Arbuthnot 1710), which without groups is the same.
+
+    Args:
+        one: with known targets.
+        other: of the same images in the same order.
+        groups: what each image belongs to.
+    """
+    ahead = np.bincount(units_of(len(one.targets), groups), one.right.astype(float) - other.right)
+    won, lost = int((ahead > 0).sum()), int((ahead < 0).sum())
     return McNemar(won, lost, float(binomtest(won, won + lost).pvalue) if won + lost else 1.0)
 
 

@@ -1,5 +1,6 @@
 """Metrics of a set of predictions, each with its interval and its sample count."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -38,8 +39,13 @@ class Estimate:
     n: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, as ``summary.json`` keeps them."""
-        return asdict(self)
+        """Plain types, as ``summary.json`` keeps them; a bound that is infinite is None."""
+        return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
+
+    def bounds(self, name: str) -> dict[str, float]:
+        """The bounds that are finite, called ``<name>_low`` and ``<name>_high``."""
+        bounds = {f"{name}_low": self.low, f"{name}_high": self.high}
+        return {bound: value for bound, value in bounds.items() if math.isfinite(value)}
 
 
 def accuracy(predictions: Predictions, weights: Weights = None) -> Value:
@@ -134,6 +140,8 @@ METRICS: dict[str, Callable[[Predictions, Weights], Value]] = {
     "macro_f1": macro_f1,
     "log_loss": log_loss,
 }
+#: From where to where they go, if not from 0 to 1.
+_RANGES = {"log_loss": (0.0, math.inf)}
 #: Where an image may have several classes.
 MULTI_LABEL_METRICS = {**METRICS, "mean_average_precision": mean_average_precision}
 
@@ -148,6 +156,7 @@ def estimate_metrics(
     resamples agree, however few images there are. Then accuracy has the bound that an exact test of so many images (or
     groups) leaves at 5 % (Clopper and Pearson 1934, https://doi.org/10.1093/biomet/26.4.404; some 3 / N from the end),
     and what is 1 or 0 with it has the same, for want of a better one: where a class is rare, it promises too much.
+    One group alone says nothing of others, and its interval is all that a metric can be.
 
     Args:
         predictions: with known targets.
@@ -162,17 +171,24 @@ def estimate_metrics(
         for name, metric in metrics.items():
             values[name].append(metric(predictions, times))
     estimates = {}
+    units = units_of(count, groups).max() + 1
     for name, metric in metrics.items():
         low, high = map(float, np.percentile(np.concatenate(values[name]), (2.5, 97.5)))
+        if units == 1:
+            low, high = range_of(name)
         estimates[name] = Estimate(float(metric(predictions, None)), low, high, count)
     end = estimates["accuracy"].value
     if end in (0, 1):
-        units = int(_group_of(count, groups).max()) + 1
         bound = 0.05 ** (1 / units) if end == 1 else 1 - 0.05 ** (1 / units)
         for name, found in estimates.items():
             if name != "log_loss" and found.value == end:
                 estimates[name] = replace(found, low=min(end, bound), high=max(end, bound))
     return estimates
+
+
+def range_of(metric: str) -> tuple[float, float]:
+    """The least and the most that a metric can be."""
+    return _RANGES.get(metric, (0.0, 1.0))
 
 
 def resampled(count: int, groups: Sequence[str] | None, seed: int, resamples: int) -> Iterator[NDArray[np.int64]]:
@@ -181,7 +197,7 @@ def resampled(count: int, groups: Sequence[str] | None, seed: int, resamples: in
     As weights they give what a metric of the drawn images would, without copying. Arguments as of
     :func:`estimate_metrics`.
     """
-    group_of = _group_of(count, groups)
+    group_of = units_of(count, groups)
     draws = group_of.max() + 1
     rng = np.random.default_rng(seed)
     most = max(1, _BLOCK // max(1, count))
@@ -191,8 +207,13 @@ def resampled(count: int, groups: Sequence[str] | None, seed: int, resamples: in
         yield np.bincount(drawn.ravel(), minlength=rows * draws).reshape(rows, draws)[:, group_of]
 
 
-def _group_of(count: int, groups: Sequence[str] | None) -> NDArray[np.int64]:
-    """Of each image, the number of its group, counted from 0 in order of appearance."""
+def units_of(count: int, groups: Sequence[str] | None) -> NDArray[np.int64]:
+    """Of each image the number of its group, counted from 0 in order of appearance, int64 ``(count,)``.
+
+    Args:
+        count: of images.
+        groups: what each image belongs to; an empty name stands for a group of its own; None: each image does.
+    """
     if groups is None:
         return np.arange(count)
     numbers: dict[object, int] = {}

@@ -76,8 +76,7 @@ class Audit:
         self.report["ece"] = comparison.ece
         numbers = {"ece": comparison.ece}
         for name, found in comparison.differences.items():
-            numbers |= {f"difference/{name}": found.value}
-            numbers |= {f"difference/{name}_low": found.low, f"difference/{name}_high": found.high}
+            numbers |= {f"difference/{name}": found.value, **found.bounds(f"difference/{name}")}
         if comparison.mcnemar is not None:
             self.report["mcnemar"] = vars(comparison.mcnemar)
             numbers["mcnemar_p"] = comparison.mcnemar.p

@@ -25,7 +25,8 @@ class Rules:
         confidence: of the interval of its difference, in (0, 1).
         min_difference: by which the challenger must be better at least.
         max_loss: by which it may be worse at the interval's lower bound.
-        mcnemar_alpha: below which McNemar's p says that a challenger which loses more images than it wins is worse.
+        mcnemar_alpha: below which McNemar's p says that a challenger which loses more images (or groups of images)
+            than it wins is worse.
         max_ece: largest expected calibration error; None: any.
         class_floors: least recall of each class, or of those that are named.
         slice_floors: least accuracy in every part of the test by a column of its metadata, or in those that are named.
@@ -160,8 +161,8 @@ def compare(challenger: Tested, champion: Tested | None, rules: Rules) -> Compar
     tested = None
     if champion is not None:
         differences = paired_differences(predictions, champion.predictions, challenger.groups, rules.confidence)
-        tested = mcnemar(predictions, champion.predictions)
-        checks += _against(differences[rules.metric], tested, rules)
+        tested = mcnemar(predictions, champion.predictions, challenger.groups)
+        checks += _against(differences[rules.metric], tested, "groups" if challenger.groups else "images", rules)
     ece = expected_calibration_error(predictions)
     if rules.max_ece is not None:
         checks.append(Check("max_ece", ece <= rules.max_ece, f"{ece:.4f}, at most {rules.max_ece:g} allowed"))
@@ -180,7 +181,7 @@ def compare(challenger: Tested, champion: Tested | None, rules: Rules) -> Compar
     return Comparison(checks, differences, tested, ece)
 
 
-def _against(difference: Estimate, tested: McNemar, rules: Rules) -> list[Check]:
+def _against(difference: Estimate, tested: McNemar, units: str, rules: Rules) -> list[Check]:
     share = f"{rules.confidence:.0%} interval {difference.low:+.4f} to {difference.high:+.4f}"
     worse = tested.lost > tested.won and tested.p < rules.mcnemar_alpha
     return [
@@ -198,7 +199,7 @@ def _against(difference: Estimate, tested: McNemar, rules: Rules) -> list[Check]
         Check(
             "mcnemar_alpha",
             not worse,
-            f"{tested.won} images won, {tested.lost} lost, p = {tested.p:.3g}; lost with p below "
+            f"{tested.won} {units} won, {tested.lost} lost, p = {tested.p:.3g}; lost with p below "
             f"{rules.mcnemar_alpha:g} is refused",
         ),
     ]
