@@ -44,6 +44,12 @@ def test_they_hold_little_of_what_can_be_learned_in_any_network(backbone: str) -
     assert sum(sizes[name] for name in early) <= 0.02 * sum(sizes.values())
 
 
+def test_a_first_layer_that_is_no_convolution_has_to_learn() -> None:
+    network = create_backbone("resnet20", 3)
+    network.first_convolution = network.head_name
+    assert early_parameters(network) == []
+
+
 def test_a_first_layer_for_other_channels_has_to_learn() -> None:
     assert early_parameters(create_backbone("resnet18", 3, in_channels=1)) == []
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.cli import main
@@ -23,6 +23,38 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
     found = [*fast(tmp_path / "images"), *pretrained(tmp_path, per_class=16)]
     return ["fit", *found, "--finetuning=LinearProbe", f"--finetuning.features={tmp_path}/features"]
+
+
+def task_with_weights(name: str, folder: Path) -> ClassificationTask:
+    """A network with weights, and with statistics as some images would have made them."""
+    torch.manual_seed(0)
+    network = backbones.create_backbone(name, 5)
+    for module in network.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2.0)
+    save_file(network.state_dict(), folder / "made.safetensors")
+    weights = str(folder / "made.safetensors")
+    return ClassificationTask(["a", "b"], backbones.default_preprocessing(name), name, weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "linear"),
+    [
+        ("resnet18", True),
+        ("timm/test_vit", True),
+        ("timm/test_convnext", True),
+        ("timm/test_efficientnet", True),
+        ("timm/test_resnet", True),
+        ("timm/mobilenetv3_small_050", True),
+        ("timm/efficientvit_m0", False),  # normalises what timm calls its features before it classifies them
+        ("timm/shvit_s1", False),
+    ],
+)
+def test_a_head_can_be_solved_that_reads_the_features(name: str, linear: bool, tmp_path: Path) -> None:
+    task = task_with_weights(name, tmp_path)
+    assert isinstance(task.network.get_submodule(task.head), torch.nn.Linear)
+    assert solving.has_linear_head(task) == linear
 
 
 def run_folders() -> list[Path]:

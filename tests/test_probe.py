@@ -9,7 +9,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.finetuning import probe as probe_module
-from pipeline.finetuning.probe import PENALTIES, Probe, deal_folds, fit_probe, judge_out_of_fold
+from pipeline.finetuning.probe import PENALTIES, Probe, as_truth, deal_folds, fit_probe, join_folds, judge_out_of_fold
 
 
 def drawn(seed: int, count: int = 300, size: int = 40, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -189,7 +189,7 @@ def test_each_image_is_judged_by_a_head_that_saw_nothing_it_shares(grouped: bool
         held_out = (folds == fold).numpy()
         groups = set(np.array(together)[held_out])
         seen = torch.tensor([unit not in groups for unit in together])
-        assert seen.sum() < (120 - held_out.sum() if grouped else 121)
+        assert (seen.sum() < 120 - held_out.sum()) == grouped
         for column in range(truth.shape[1]):
             solver, _ = reference(features[seen], truth[seen, column].numpy(), 0.1, weights[seen].numpy())
             share = weights[seen] / weights[seen].sum()
@@ -198,6 +198,30 @@ def test_each_image_is_judged_by_a_head_that_saw_nothing_it_shares(grouped: bool
             expected = solver.predict_proba(scaled)
             found = judged[held_out, column].sigmoid() if several else judged[held_out].softmax(1)
             np.testing.assert_allclose(found.numpy(), expected[:, 1] if several else expected, atol=4e-3)
+
+
+@pytest.mark.parametrize("count", [60, 600])
+def test_any_seed_deals_folds(count: int) -> None:
+    features, targets = drawn(3, count=count, classes=2)
+    for seed in (2**31, 2**32 - 1):
+        assert set(fit_probe(features, targets, 2, seed=seed, penalties=[0.1, 1.0]).losses) == {0.1, 1.0}
+        folds = deal_folds(as_truth(targets, 2), None, seed)
+        assert folds is not None
+        assert folds.bincount().tolist() == [count // 5] * 5
+
+
+@pytest.mark.parametrize(("of_a_group", "joined"), [(1, True), (10, False), (500, False)])
+def test_folds_are_joined_where_enough_is_left(of_a_group: int, joined: bool) -> None:
+    """A few images of every group are all that a head would have to do without."""
+    together = [row // of_a_group for row in range(10_000)]
+    dealt = deal_folds(as_truth(torch.arange(10_000) % 2, 2), together, 0)
+    assert dealt is not None
+    folds = join_folds(dealt, together)
+    assert torch.equal(folds >= 0, dealt >= 0)
+    assert (folds.max() == 0) == joined
+    for fold in folds[folds >= 0].unique():
+        held_out = {unit for unit, own in zip(together, folds.tolist(), strict=True) if own == fold}
+        assert sum(unit not in held_out for unit in together) >= 0.79 * 10_000
 
 
 def test_an_image_of_a_class_that_its_head_does_not_know_is_not_judged() -> None:

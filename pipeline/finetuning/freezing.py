@@ -46,7 +46,7 @@ def early_parameters(network: nn.Module, share: bool | float = True) -> list[str
     if not 0 <= share < 1:
         raise UserError(f"finetuning.freeze_early: expected true, false or a share in [0, 1), found {share:g}.")
     first = first_convolution(network)
-    if first is None or network.get_submodule(first).in_channels != _COLOURS:
+    if first is None or getattr(network.get_submodule(first), "in_channels", None) != _COLOURS:
         return []
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
     stages = depth_groups(network, coarse=True)[:-1]

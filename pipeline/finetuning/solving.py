@@ -10,11 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.finetuning.features import in_batches, task_features
-from pipeline.finetuning.probe import Probe, as_truth, deal_folds, fit_probe, judge_out_of_fold
+from pipeline.finetuning.features import evaluating, in_batches, task_features
+from pipeline.finetuning.probe import Probe, as_truth, deal_folds, fit_probe, join_folds, judge_out_of_fold
 from pipeline.finetuning.statistics import measure_statistics
 from pipeline.finetuning.strategy import Strategy
 from pipeline.home import cache_home
@@ -86,14 +88,37 @@ class SolvedHead(Strategy):
         return data.turns if self.turns else {}
 
 
+def has_linear_head(task: Any) -> bool:
+    """Whether the network's logits are linear in its features, so that a head can be solved.
+
+    A few of timm's networks end in a linear layer, and normalise in front of it what timm calls their features.
+
+    Args:
+        task: a :class:`~pipeline.task.ClassificationTask`, with its weights.
+    """
+    network: nn.Module = task.network
+    head = network.get_submodule(task.head)
+    if not isinstance(head, nn.Linear) or not task.hparams["backbone"].startswith(backbones.TIMM):
+        return isinstance(head, nn.Linear)
+    record = task.hparams["preprocessing"]
+    shape = 1, len(record["mean"]), record["size"], record["size"]
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(task.device)
+    seen: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with evaluating(network), torch.inference_mode(), hook:
+        network(images)
+        features = backbones.features(network, images)
+    return seen[0].shape == features.shape and torch.allclose(seen[0], features, rtol=1e-3, atol=1e-4)
+
+
 def _images_for(strategy: str, trainer: Trainer, task: Any) -> PlainImages:
     """The trainer's datamodule, where a head can be solved at all."""
-    network: nn.Module = task.network
-    if not isinstance(network.get_submodule(task.head), nn.Linear):
+    if not has_linear_head(task):
+        kind = type(task.network.get_submodule(task.head)).__name__
+        found = "Linear behind other layers" if kind == "Linear" else kind
         raise UserError(
-            f"finetuning: expected a network whose head is linear for {strategy}, found "
-            f"{type(network.get_submodule(task.head)).__name__} in '{task.hparams['backbone']}'; set finetuning to "
-            "FullFineTuning."
+            f"finetuning: expected a network whose head is linear for {strategy}, found {found} in "
+            f"'{task.hparams['backbone']}'; set finetuning to FullFineTuning."
         )
     data: PlainImages | None = trainer.datamodule  # type: ignore[attr-defined]
     if data is None:
@@ -159,7 +184,7 @@ def judge_training_images(
     """What heads as :func:`solve_head` solves them say of training images that they have not seen.
 
     2,000 images at most are dealt into up to five folds, and each is judged by a head that was solved without its fold.
-    Of 10,000 images and more those 2,000 are one fold, which leaves four fifths to a single head.
+    Where they leave four fifths to a single head, as of 10,000 images without groups, they are one fold.
 
     Args:
         trainer: as for :func:`solve_head`, and so are the arguments that are not named here.
@@ -178,10 +203,9 @@ def judge_training_images(
     folds = deal_folds(as_truth(seen.targets[:count], classes), seen.units[:count], task.hparams["seed"])
     if folds is None:
         return torch.full((count, classes), torch.nan)
-    if len(folds) >= (folds.max() + 1) * (folds >= 0).sum():
-        folds = folds.clamp_max(0)
     # The other views are solved on, and not judged.
-    folds = torch.cat([folds, torch.full((len(seen.features) - count,), -1)])
+    unjudged = torch.full((len(seen.features) - count,), -1)
+    folds = torch.cat([join_folds(folds, seen.units[:count]), unjudged])
     logits = judge_out_of_fold(seen.features, seen.targets, classes, penalty, folds, seen.units, seen.weights)
     return logits[:count] + _offsets(task)
 
@@ -202,7 +226,7 @@ class _Seen:
     features: Tensor
     targets: Tensor
     weights: Tensor | None
-    units: list[str]
+    units: list[int]
     views: int
 
     @classmethod
@@ -240,7 +264,7 @@ class _Seen:
         )
 
 
-def held_out_together(digests: Sequence[str], groups: Sequence[str] | None) -> list[str]:
+def held_out_together(digests: Sequence[str], groups: Sequence[str] | None) -> list[int]:
     """What images share that are held out together: a group or, without one, the content, of which there may be copies.
 
     Args:
@@ -248,11 +272,23 @@ def held_out_together(digests: Sequence[str], groups: Sequence[str] | None) -> l
         groups: of the same images, ``N``; empty where one has none; None: none has any.
 
     Returns:
-        Of each image, ``N``; equal for those that belong together.
+        Of each image a number, ``N``; equal for those that belong together, by way of others, too: copies join the
+        groups that they are in.
+
+    Example:
+        >>> held_out_together(["a", "b", "a", "c"], ["one", "one", "two", ""])
+        [0, 0, 0, 1]
     """
-    if groups is None:
-        return list(digests)
-    return [group.strip() or digest for group, digest in zip(groups, digests, strict=True)]
+    count = len(digests)
+    # Images are linked to their content and their group, which are numbered behind them.
+    number: dict[tuple[str, str], int] = {}
+    links: list[tuple[int, int]] = []
+    for image, digest in enumerate(digests):
+        group = "" if groups is None else groups[image].strip()
+        for shared in [("content", digest), *([("group", group)] if group else [])]:
+            links.append((image, count + number.setdefault(shared, len(number))))
+    graph = coo_array((np.ones(len(links)), np.array(links).T), shape=[count + len(number)] * 2)
+    return connected_components(graph, directed=False)[1][:count].tolist()
 
 
 def _offsets(task: Any) -> Tensor:

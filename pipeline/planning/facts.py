@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from datamodules import ImageDataModule
 from pipeline.finetuning.optimization import weight_scale
+from pipeline.finetuning.solving import has_linear_head
 from pipeline.models.backbones import TIMM, most_head_stages
 from pipeline.task import ClassificationTask
 
@@ -33,7 +33,7 @@ class Facts:
         weights_size: side in pixels of what the weights were trained with.
         fixed_size: whether the network takes no other.
         pretrained: whether there are weights to build on.
-        linear_head: whether the classifier is one linear layer.
+        linear_head: whether the classifier is one linear layer, and can be solved.
         head_stages: how many of the last stages a classifier can see.
         step_scale: root mean square of the backbone's weights, the median over its layers.
         device: ``cpu``, ``cuda`` or another kind.
@@ -85,7 +85,7 @@ def gather_facts(data: ImageDataModule, task: ClassificationTask, weights_size: 
         weights_size=weights_size,
         fixed_size=_takes_one_size(task),
         pretrained=task.load_report is not None,
-        linear_head=isinstance(network.get_submodule(task.head), nn.Linear),
+        linear_head=has_linear_head(task),
         head_stages=most_head_stages(task.hparams["backbone"]),
         step_scale=weight_scale(network, task.head),
         device=device,
