@@ -57,6 +57,17 @@ def test_a_few_images_do_not_lead_to_an_extreme() -> None:
     assert choose_share(START, END, lambda state: surer if state["w"][0] == 1 else unsure) == 0.75
 
 
+def test_each_class_of_an_image_says_something() -> None:
+    """An image with ten answers says as much of the share as ten images."""
+
+    def of_several(state: dict[str, torch.Tensor]) -> Predictions:
+        alone = right_answers(float(state["w"][0]), 1.0, 400)
+        present = alone.probabilities[:, 1].reshape(40, 10)
+        return Predictions(alone.targets.reshape(40, 10), present, multi_label=True)
+
+    assert choose_share(START, END, of_several) == 1.0
+
+
 def test_answers_that_are_too_sure_are_judged_as_they_will_be_given() -> None:
     """Temperature takes certainty out later: it must not decide which network is better."""
     rng = np.random.default_rng(0)

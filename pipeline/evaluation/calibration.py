@@ -57,12 +57,10 @@ def fit_temperature(predictions: Predictions, width: float = WIDTH) -> float:
     Returns:
         A temperature from 0.1 to 10.
     """
-    # Those of an image, over which its loss is a mean.
-    answers = predictions.probabilities.shape[1] if predictions.multi_label else 1
 
     def surprise(logarithm: float) -> float:
-        losses = answers * tempered(predictions, math.exp(logarithm)).losses
-        return float(losses.sum() + (logarithm / width) ** 2 / 2)
+        losses = tempered(predictions, math.exp(logarithm)).losses
+        return float(predictions.answers * losses.sum() + (logarithm / width) ** 2 / 2)
 
     bounds = np.log(_BOUNDS)
     return math.exp(minimize_scalar(surprise, bounds=bounds, method="bounded", options={"xatol": 1e-4}).x)

@@ -87,6 +87,11 @@ class Predictions:
         right = self.labels == self.targets
         return right.all(axis=1) if self.multi_label else right
 
+    @property
+    def answers(self) -> int:
+        """How many answers an image's loss is the mean of: one or, of several classes, one for each."""
+        return self.probabilities.shape[1] if self.multi_label else 1
+
     @cached_property
     def losses(self) -> NDArray[np.float64]:
         """Negative logarithm of the truth's probability, in nats, float64 ``(N,)``.
@@ -203,7 +208,7 @@ def write_csv(path: Path, image_paths: Sequence[str], predictions: Predictions, 
         for number, (image_path, target, label, score, row) in enumerate(rows):
             truth = [_in_words(target, classes)] if labelled else []
             usual = [] if familiarity is None else [f"{familiarity[number]:.4f}"]
-            answer = [_in_words(label, classes), f"{score:.8f}", *usual, *(f"{p:.8f}" for p in row)]
+            answer = [_in_words(label, classes), f"{score:.8g}", *usual, *(f"{p:.8g}" for p in row)]
             writer.writerow([image_path, *truth, *answer])
 
 

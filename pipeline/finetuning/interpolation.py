@@ -88,7 +88,7 @@ def choose_share(start: State, end: State, predict: Callable[[dict[str, Tensor]]
     def surprise(share: float) -> float:
         predictions = predict(between(start, end, share))
         losses = tempered(predictions, fit_temperature(predictions)).losses
-        return float(losses.sum()) + ((share - USUAL_SHARE) / _DEVIATION) ** 2 / 2
+        return float(predictions.answers * losses.sum()) + ((share - USUAL_SHARE) / _DEVIATION) ** 2 / 2
 
     best, least = SHARES[-1], surprise(SHARES[-1])
     for share in reversed(SHARES[:-1]):

@@ -65,7 +65,7 @@ class Tested:
             writer.writerow(["path", "sha256", *(["group"] if self.groups else []), "target", *named])
             for row, path in enumerate(self.paths):
                 group = [self.groups[row]] if self.groups else []
-                probabilities = [f"{p:.8f}" for p in self.predictions.probabilities[row]]
+                probabilities = [f"{p:.8g}" for p in self.predictions.probabilities[row]]
                 others = [values[row] for values in kept.values()]
                 writer.writerow([path, self.contents[row], *group, self.truths[row], *probabilities, *others])
 
