@@ -101,7 +101,9 @@ class Division:
             )
         if not missing:
             return given
-        pool = _Pool(listing, _rows(given, "train"), "data.root", f"to divide among {_enumerated(['train', *missing])}")
+        purpose = f"to divide among {_enumerated(['train', *missing])}"
+        remedies = ("set data.val_fraction to 0",) if "val" in missing else ()
+        pool = _Pool(listing, _rows(given, "train"), "data.root", purpose, remedies)
         kept = pool.shared_with(_rows(given, "val", "test"))
         if pool.is_plain:
             pool.require_in_classes(1 + len(missing))
@@ -203,12 +205,14 @@ class _Pool:
         rows: which of them.
         setting: what to blame if it cannot be done.
         purpose: what is done.
+        remedies: beside what always helps.
     """
 
     listing: Listing
     rows: list[int]
     setting: str
     purpose: str
+    remedies: tuple[str, ...] = ()
 
     @property
     def is_plain(self) -> bool:
@@ -290,7 +294,7 @@ class _Pool:
         fewer = ["use fewer folds"] if self.setting == "data.fold" else []
         return DataError(
             f"{self.setting}: expected {expected} {self.purpose}, found {found} in {self.listing.storage.location}; "
-            f"{_enumerated([*fewer, f'add {self._noun}', *remedies], 'or')}."
+            f"{_enumerated([*fewer, f'add {self._noun}', *remedies, *self.remedies], 'or')}."
         )
 
 

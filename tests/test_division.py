@@ -88,7 +88,7 @@ def test_nothing_need_be_held_out_for_validation():
             None,
             "data.root: expected at least 3 images of class 'b' to divide among train, val and test, ",
         ),
-        ({}, "aaaaabb", None, "found 2 in somewhere; add images or remove the class."),
+        ({}, "aaaaabb", None, "found 2 in somewhere; add images, remove the class or set data.val_fraction to 0."),
         (
             {},
             "aaaab",
