@@ -89,7 +89,7 @@ def brief(
         f"weights    {weights}",
         *([] if task.lineage.origin == "scratch" else [f"licence    {task.lineage.licence_in_words} (of the weights)"]),
         f"finetuning {strategy.describe(network)}",
-        *_extras(task),
+        *(_extras(task) if strategy.takes_steps else []),
         f"training   {_steps(trainer, task, data, strategy)}, precision {trainer.precision}",
         f"monitor    {f'{monitor[0]} ({monitor[1]})' if len(table.rows('val')) else unmonitored}",
         *_planned(plan),

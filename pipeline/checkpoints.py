@@ -64,6 +64,24 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     )
 
 
+def require_finite(path: Path) -> None:
+    """Refuse what a training that went astray has left.
+
+    Args:
+        path: of a checkpoint of ours.
+
+    Raises:
+        UserError: a number in it is infinite or none.
+    """
+    for name, tensor in read_checkpoint(path)["state_dict"].items():
+        if not tensor.isfinite().all():
+            raise UserError(
+                f"training: expected finite weights at its end, found others ('{name}' in '{path}'): steps that were "
+                "too large, or too few bits; lower model.learning_rate and model.head_learning_rate, or set "
+                "trainer.precision to 32-true."
+            )
+
+
 def calibrate_checkpoint(path: Path, temperature: float, measured: dict[str, Any] | None = None) -> None:
     """Write what was fitted on held-out images into a checkpoint; the file is the old one or the new one at any moment.
 
@@ -100,5 +118,7 @@ def _write(content: dict[str, Any], path: Path) -> None:
 
 def is_trained_to_the_end(content: dict[str, Any], max_epochs: int) -> bool:
     """Whether a checkpoint has as many epochs behind it as are asked for."""
-    last_batch = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
-    return content["epoch"] + bool(last_batch) >= max_epochs
+    loop = content["loops"]["fit_loop"]
+    # (What the trainer calls the epoch is one less at an epoch's end than after the training.)
+    begun, whole = loop["epoch_progress"]["current"]["ready"], loop["epoch_loop.batch_progress"]["is_last_batch"]
+    return begun - (not whole) >= max_epochs

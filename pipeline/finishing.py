@@ -23,7 +23,7 @@ from pipeline.finetuning.interpolation import USUAL_SHARE, StartingPoint, betwee
 from pipeline.finetuning.solving import held_out_together
 from pipeline.models.backbones import LAST_STAGES, describe
 from pipeline.precision import computing
-from pipeline.runs import BEST, LAST
+from pipeline.runs import BEST, LAST, START
 from pipeline.task import ClassificationTask
 
 # Validation images that are asked how far to go along a line: more of them choose no better.
@@ -36,6 +36,12 @@ ASKED_OF_FAMILIARITY = 500
 #: With fewer held-out images nothing could be found strange.
 LEAST_HELD_OUT = 20
 _NETWORK = "network."  # before the names of its tensors in a checkpoint
+
+
+def saw_the_start(folder: Path) -> bool:
+    """Whether a run has kept the network that its training began with, or made its best checkpoint of it already."""
+    best = folder / BEST
+    return (folder / START).is_file() or (best.is_file() and INTERPOLATED in read_checkpoint(best))
 
 
 def interpolated_checkpoint(

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules import ImageDataModule
-from pipeline.checkpoints import CALIBRATED, calibrate_checkpoint, read_checkpoint
+from pipeline.checkpoints import CALIBRATED, calibrate_checkpoint, read_checkpoint, require_finite
 from pipeline.evaluation.calibration import fit_temperature
 from pipeline.evaluation.metrics import OUT_OF_FOLD
 from pipeline.evaluation.predictions import PredictionCollector
@@ -22,7 +22,7 @@ from pipeline.monitor import MONITORS
 from pipeline.outcome import Evaluated, say_next, track_outcome, write_predictions, write_summary
 from pipeline.progress import EpochLines, say
 from pipeline.registry.register import Candidate, StoreAwayError, register
-from pipeline.resumption import LastCheckpoint
+from pipeline.resumption import LastCheckpoint, Patience
 from pipeline.runs import BEST, CONFIG, LAST, START, SUMMARY, RunFolder, config_digest
 from pipeline.task import FAMILIARITY, ClassificationTask
 from pipeline.tracking.logger import MLflowLogger
@@ -87,6 +87,7 @@ class Fitting:
             (:func:`~pipeline.finishing.settled_checkpoint`).
         validates: whether there are images to choose and to calibrate by.
         probe: the strategy, where it solves the head and leaves the backbone as it is.
+        resumes: whether the run was begun before.
     """
 
     folder: RunFolder
@@ -101,6 +102,7 @@ class Fitting:
     settles: bool = False
     validates: bool = True
     probe: LinearProbe | None = None
+    resumes: bool = False
 
     def __post_init__(self) -> None:
         self.collector = PredictionCollector()
@@ -123,7 +125,7 @@ class Fitting:
             callbacks.append(RunRecorder(self.logger, self.folder, self.data_facts, self.tags))
             callbacks.append(SystemMetrics(self.logger))
         if self.patience is not None:
-            callbacks.append(EarlyStopping(self.monitor, mode=MONITORS[self.monitor], patience=self.patience))
+            callbacks.append(Patience(self.monitor, MONITORS[self.monitor], self.patience, self.resumes))
         callbacks += [self.collector, self.epochs]
         if self.interpolates:
             callbacks.append(self.start)
@@ -151,6 +153,7 @@ class Fitting:
                     say(f"\nrun folder    {self.folder.path}\nto go on      the same command with --ckpt_path last")
                 raise
             best, how = self._choose(trainer, task, data)
+            require_finite(best)
             judged = self._calibrate(trainer, task, data, best)
             test = evaluate(trainer, "test", task, data, best, self.collector)
             registered = None

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from torch import distributed
 
 from pipeline.exits import Terminated
@@ -24,6 +24,30 @@ _WORDS: dict[int, tuple[str, str]] = {
 
 # Between two checkpoints at least so many times as long as it takes to save one, so that it costs a twentieth at most.
 _LEAST_PAUSE = 20
+
+
+class Patience(EarlyStopping):
+    """Stops the training when a metric gets no better; a run that it has stopped stays stopped where that goes on.
+
+    Args:
+        monitor: the metric.
+        mode: ``max`` or ``min``: which is better.
+        epochs: without improvement that are waited.
+        resumes: whether this run goes on, and has waited before; one that begins from a checkpoint of another run waits
+            anew.
+    """
+
+    def __init__(self, monitor: str, mode: str, epochs: int, resumes: bool) -> None:
+        super().__init__(monitor, mode=mode, patience=epochs)
+        self._resumes = resumes
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._resumes:
+            super().load_state_dict(state_dict)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
 
 
 class LastCheckpoint(Checkpoint):

@@ -21,6 +21,7 @@ LAST = "last.ckpt"
 START = "start.safetensors"  # while the run goes on
 CONFIG = "config.yaml"
 PLAN = "plan.json"
+PLANNED = "plan"  # the same in a checkpoint
 SPLIT = "split.csv"
 PREDICTIONS = "predictions.csv"
 SUMMARY = "summary.json"
@@ -86,6 +87,9 @@ class RunFolder(Callback):
                 writer.writeheader()
                 writer.writerows(self.split)
             self.write_identity({})
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[PLANNED] = self.plan  # checkpoints are moved, and fetched from elsewhere
 
     def write_identity(self, tracking: dict[str, Any]) -> None:
         """Note which tracked run this folder belongs to.

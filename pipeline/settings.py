@@ -31,6 +31,9 @@ FOLLOWING = {
     "model.class_shares": "it follows from the training data",
 }
 
+#: Precisions that networks are trained in, by the names that Lightning has for them.
+_PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
+
 #: Settings of the trainer that leave out images which results are reported for, with the values that do not.
 _WHOLE_DATA = {
     "fast_dev_run": (False, 0, None),
@@ -82,6 +85,11 @@ def check_settings(settings: Any) -> None:
         raise UserError(
             f"trainer.max_epochs: expected at least 1 (the learning rate falls to zero at the last), found "
             f"{trainer.max_epochs}; set a number, or leave it out."
+        )
+    if trainer.precision is not None and str(trainer.precision) not in _PRECISIONS:
+        raise UserError(
+            f"trainer.precision: expected 32-true, bf16-mixed or 16-mixed (weights are kept in 32 bits), found "
+            f"{trainer.precision}; set one of these, or leave it out."
         )
     for name, harmless in _WHOLE_DATA.items():
         if trainer[name] not in harmless:

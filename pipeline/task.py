@@ -5,6 +5,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -228,11 +229,17 @@ class ClassificationTask(LightningModule):
 
     def on_train_start(self) -> None:
         self._in_training = True
+        # What was found of a network that training goes on from is not true of what comes out.
+        self.temperature.fill_(1.0)
+        self.familiarity = None
         # Once: the trainer gives every module its own mode back after validation.
         if self.hparams["batch_norm"] == "stored":
             use_stored_statistics(self.network)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if self.hparams["dropout"] > 0:  # the same is dropped in a run that went on from here
+            place = (self.hparams["seed"], self.current_epoch, batch_idx, self.global_rank)
+            torch.manual_seed(int(np.random.default_rng(place).integers(2**63)))
         images, target = self.normalise(batch["image"]), batch["target"]
         weight = batch.get("weight", torch.ones((), device=images.device))
         kind, alpha = self.hparams["mixing"], self.hparams["mixing_alpha"]

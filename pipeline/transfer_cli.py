@@ -24,6 +24,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.predictions import PredictionCollector, write_csv
 from pipeline.finetuning import LinearProbe, Strategy
 from pipeline.finetuning.strategy import FROZEN
+from pipeline.finishing import saw_the_start
 from pipeline.fitting import Fitting, evaluate, interruptible
 from pipeline.models.files import LINEAGE, read_facts
 from pipeline.models.sources import REGISTRY
@@ -34,7 +35,7 @@ from pipeline.planning.session import plan_fit
 from pipeline.progress import LeftOutLine, Meter, ProgressBar, say, warn_scratch
 from pipeline.provenance import code_revision
 from pipeline.registry.weights import registered_weights
-from pipeline.runs import LAST, PLAN, PREDICTIONS, RUNS, RunFolder, find_resumable, new_run_name, require_folder
+from pipeline.runs import LAST, PLANNED, PREDICTIONS, RUNS, RunFolder, find_resumable, new_run_name, require_folder
 from pipeline.scoring.bulk import BulkScoring
 from pipeline.settings import check_settings, refuse_following
 from pipeline.task import ClassificationTask
@@ -65,6 +66,8 @@ class TransferCLI(LightningCLI):
         self.resumed: dict[str, Any] | None = None
         self.lineage: Lineage | None = None
         self.plan = Plan(())
+        #: Of the run that this one goes on from.
+        self.earlier: Plan | None = None
         self._scratch = tempfile.TemporaryDirectory(prefix="transfer-pipeline-")
         strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
@@ -117,14 +120,14 @@ class TransferCLI(LightningCLI):
 
     def make_plan(self) -> Plan:
         """Choose what is open in the settings; a run that goes on keeps what was chosen for it."""
-        if self.checkpoint is not None and (earlier := self.checkpoint.parent / PLAN).is_file():
+        if self.earlier is not None:
             if self.settings.budget is not None and not self.resumed:
                 raise UserError(
                     f"--budget: expected none for a run that goes on from '{self.checkpoint}' and keeps what was "
                     f"chosen for it, found '{self.settings.budget}'; leave it out, and set what is to change, such as "
                     "trainer.max_epochs."
                 )
-            return Plan.read(earlier).taken_over(self.settings)
+            return self.earlier.taken_over(self.settings)
         # What is drawn here must not change what is drawn later: the same settings, written out, make the same run.
         with isolate_rng():
             made = self._parser("fit").instantiate_classes(self.settings)
@@ -161,13 +164,14 @@ class TransferCLI(LightningCLI):
         model.weights = None
         data.preprocessing = hparams["preprocessing"]
         self.lineage = Lineage(**content[LINEAGE])
-        if not (self.checkpoint.parent / PLAN).is_file():  # which has them, too
+        self.earlier = _plan_of(content)
+        if self.earlier is None:
             self._keep_as_trained(hparams, bool(content.get(FROZEN)))
 
     def _keep_as_trained(self, hparams: dict[str, Any], freezes: bool) -> None:
         """What a checkpoint knows of the choices made for it, where nobody sets something else."""
         data, model = self.settings.data.init_args, self.settings.model
-        for name in ("learning_rate", "head_learning_rate", "head_stages"):
+        for name in ("learning_rate", "head_learning_rate", "head_stages", "batch_norm", "test_time_augmentation"):
             if model[name] == "auto" and name in hparams:  # of earlier releases' checkpoints not all are
                 model[name] = hparams[name]
         for name, recorded in (("image_size", "size"), ("crop_fraction", "crop")):
@@ -194,8 +198,11 @@ class TransferCLI(LightningCLI):
         """Evaluation takes the network, its classes and its preprocessing from the checkpoint."""
         self._require_output()
         self.checkpoint = existing_checkpoint(self.ckpt_path)
-        hparams = dict(read_checkpoint(self.checkpoint)["hyper_parameters"])
+        content = read_checkpoint(self.checkpoint)
+        hparams = dict(content["hyper_parameters"])
         data, model = self.settings.data.init_args, self.settings.model
+        if data.val_fraction == "auto" and (plan := _plan_of(content)) is not None:  # the same images test
+            data.val_fraction = plan.value_of("data.init_args.val_fraction", "auto")
         data.classes, data.preprocessing = hparams.pop("classes"), hparams.pop("preprocessing")
         data.multi_label = hparams.get("multi_label", False)
         data.image_size = data.crop_fraction = "auto"
@@ -298,6 +305,7 @@ class TransferCLI(LightningCLI):
         if self.checkpoint is not None and not self.resumed:
             tags["resumed_from"] = str(self.checkpoint)
         counts = {split: dict(table.counts(split)) for split in SPLITS}
+        validates = self._require_validation()
         return Fitting(
             folder=RunFolder(
                 folder,
@@ -315,13 +323,24 @@ class TransferCLI(LightningCLI):
                 data.dataset_name, table.listing.storage.location, table.digest, counts, lambda: data.left_out
             ),
             started=self.started,
-            # A run that begins from a checkpoint of another one did not see where the training began.
-            interpolates=self.strategy.interpolates and (self.checkpoint is None or self.resumed is not None),
-            # Who names a metric or a patience has said how to choose.
-            settles=settings.monitor == "auto" and settings.patience is None,
-            validates=self._require_validation(),
+            interpolates=self._interpolates(folder, validates),
+            settles=not self._told,
+            validates=validates,
             probe=self.strategy if isinstance(self.strategy, LinearProbe) else None,
+            resumes=self.resumed is not None,
         )
+
+    @property
+    def _told(self) -> bool:
+        """Whether a person has said, by a metric or a patience, which epoch to hand over."""
+        return self.settings.monitor != "auto" or self.settings.patience is not None
+
+    def _interpolates(self, folder: Path, validates: bool) -> bool:
+        """Whether a network between the training's start and its end is handed over, and none of its epochs."""
+        if not self.strategy.interpolates or (self._told and validates):
+            return False
+        # A run that begins from a checkpoint of another one does not see where the training began.
+        return self.checkpoint is None or (self.resumed is not None and saw_the_start(folder))
 
     def _require_validation(self) -> bool:
         """Whether there are validation images; without them there is nothing that could stop early."""
@@ -401,6 +420,11 @@ class TransferCLI(LightningCLI):
 
 def _named(strategy: str) -> Namespace:
     return Namespace(class_path=f"pipeline.finetuning.{strategy}", init_args=Namespace())
+
+
+def _plan_of(content: dict[str, Any]) -> Plan | None:
+    """What was chosen for the run of a checkpoint; those that no command of ours has written do not say."""
+    return Plan.from_json(content[PLANNED]) if PLANNED in content else None
 
 
 def _require_fitting_input(task: ClassificationTask, preprocessing: Preprocessing) -> None:

@@ -14,7 +14,7 @@ from pipeline.cli import main
 from pipeline.evaluation.calibration import fit_temperature, temper, tempered
 from pipeline.evaluation.predictions import Predictions
 from pipeline.task import ClassificationTask
-from tests.support import fast, write_images
+from tests.support import fast, pretrained, write_images
 
 
 def drawn(temperature: float, count: int = 4000, classes: int = 5, seed: int = 0) -> Predictions:
@@ -153,6 +153,23 @@ def test_a_checkpoint_of_an_earlier_release_is_not_calibrated(run: Path, tmp_pat
     assert main(["test", f"--config={run / 'config.yaml'}", f"--ckpt_path={tmp_path / 'old.ckpt'}"]) == 0
 
 
+def test_what_goes_on_from_a_calibrated_checkpoint_is_calibrated_anew(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    temperatures = []
+    for earlier in (0.25, 4.0):
+        checkpoint = tmp_path / f"{earlier}.ckpt"
+        checkpoint.write_bytes((run / "best.ckpt").read_bytes())
+        calibrate_checkpoint(checkpoint, earlier)
+        arguments = [*fast(run.parent.parent / "images"), "--trainer.max_epochs=4", "--trainer.logger=false"]
+        assert main(["fit", *arguments, f"--ckpt_path={checkpoint}"]) == 0
+        folder = max(Path("runs").iterdir())
+        assert float(read_checkpoint(folder / "last.ckpt")["state_dict"][TEMPERATURE]) == 1
+        temperatures.append(float(read_checkpoint(folder / "best.ckpt")["state_dict"][TEMPERATURE]))
+    assert temperatures[0] == temperatures[1] != 1
+
+
 def test_a_checkpoint_is_the_old_one_until_the_new_one_is_whole(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,3 +205,16 @@ def test_a_checkpoint_that_is_calibrated_is_not_calibrated_again(
     again = json.loads((run / "summary.json").read_text())
     assert again["temperature"] == reported["temperature"]
     assert again["metrics"]["val/log_loss"]["value"] == pytest.approx(reported["metrics"]["val/log_loss"]["value"])
+
+
+@pytest.mark.parametrize("strategy", ["FullFineTuning", "ProbeThenFineTune"])
+def test_a_training_that_went_astray_hands_nothing_over(
+    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [*fast(tmp_path / "images"), *pretrained(tmp_path, per_class=8), "--trainer.logger=false"]
+    arguments += [f"--finetuning={strategy}", "--trainer.max_epochs=1", "--model.learning_rate=1e30"]
+    assert main(["fit", *arguments, "--data.val_fraction=0"]) == 2
+    assert "training: expected finite weights at its end, found others ('network." in capsys.readouterr().err
+    (folder,) = Path("runs").iterdir()
+    assert not (folder / "summary.json").exists()

@@ -183,3 +183,23 @@ def test_a_real_ctrl_c_with_reading_processes(images: Path, tmp_path: Path) -> N
     assert [status for _, status in tracked_runs(tmp_path)] == ["KILLED"]
     (folder,) = Path("runs").iterdir()
     assert (folder / "last.ckpt").is_file()
+
+
+def test_a_run_that_stopped_early_stays_stopped(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted in its tests, it goes on with these; one that begins from its checkpoint waits anew."""
+    monkeypatch.setattr("pipeline.task._log_loss", lambda *_: torch.tensor(1.0))  # nothing gets better
+    arguments = ["fit", *fast(images), "--trainer.logger=false", "--monitor=val/loss", "--trainer.max_epochs=9"]
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.fitting.Fitting._choose", interrupted)
+        assert main([*arguments, "--patience=2"]) == 130
+    (folder,) = Path("runs").iterdir()
+    assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 2
+    assert main([*arguments, "--patience=2", "--ckpt_path=last"]) == 0
+    assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 2
+    assert main([*arguments, "--patience=3", f"--ckpt_path={folder / 'last.ckpt'}"]) == 0
+    (second,) = set(Path("runs").iterdir()) - {folder}
+    assert torch.load(second / "last.ckpt", weights_only=True)["epoch"] == 6

@@ -110,6 +110,8 @@ def running_runs() -> list[str]:
         ("--trainer.fast_dev_run=true", "trainer.fast_dev_run: expected no value"),
         ("--trainer.limit_test_batches=2", "results are of whole splits"),
         ("--trainer.strategy=fast", "invalid strategy name"),
+        ("--trainer.precision=bf16-true", "trainer.precision: expected 32-true, bf16-mixed or 16-mixed"),
+        ("--trainer.precision=64", "found 64; set one of these"),
         ("--seed_everything=-1", "seed_everything: "),
         ("--registered_model_name=a/b", "registered_model_name: expected a name without"),
         ("--logger.tracking_uri=foo://bar", "logger.tracking_uri: expected an MLflow store"),

@@ -258,7 +258,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     signal.signal(signal.SIGINT, handler)  # Lightning ignores Ctrl-C once it has seen one
 
 
-@pytest.mark.parametrize("setting", ["--model.mixing=either", "--imbalance=balanced_sampling"])
+@pytest.mark.parametrize("setting", ["--model.mixing=either", "--imbalance=balanced_sampling", "--model.dropout=0.5"])
 def test_a_run_that_goes_on_draws_what_it_would_have_drawn(images: Path, setting: str) -> None:
     arguments = ["fit", *fast(images), setting, "--trainer.logger=false"]
     arguments += ["--trainer.max_epochs=2", "--patience=50"]

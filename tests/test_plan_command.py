@@ -61,7 +61,7 @@ def test_a_head_is_solved_unless_enough_images_pass(
 
 
 @pytest.mark.parametrize("budget", [[], ["--budget=20m"]])
-@pytest.mark.parametrize("told", ["--trainer.max_epochs=5", "--model.learning_rate=1e-4"])
+@pytest.mark.parametrize("told", ["--trainer.max_epochs=5", "--model.learning_rate=1e-4", "--model.mixing=mixup"])
 def test_few_images_are_left_to_the_head_unless_training_is_asked_for(
     arguments: list[str], capsys: pytest.CaptureFixture[str], told: str, budget: list[str]
 ) -> None:
@@ -301,6 +301,32 @@ def test_a_checkpoint_without_its_plan_goes_on_as_it_was_trained(arguments: list
     for name in ("preprocessing", "learning_rate", "head_learning_rate", "head_stages"):
         assert before[name] == after[name]
     assert before["head_stages"] == 3
+    content = read_checkpoint(alone)
+    del content["plan"]
+    torch.save(content, "planless.ckpt")
+    assert main(["fit", *arguments, "--ckpt_path=planless.ckpt", "--trainer.max_epochs=2"]) == 0
+    after = read_checkpoint(runs()[-1] / "last.ckpt")["hyper_parameters"]
+    assert all(before[name] == after[name] for name in ("preprocessing", "learning_rate", "head_stages"))
+
+
+def test_a_checkpoint_that_was_moved_keeps_its_plan_and_its_tests(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So few images leave none for validation, which the plan says, and neither the data nor the command line."""
+    assert main(["fit", *arguments, "--trainer.max_epochs=1", "--finetuning=FullFineTuning"]) == 0
+    (first,) = runs()
+    before = settings_of(json.loads((first / "plan.json").read_text())["choices"])
+    assert before["data.init_args.val_fraction"] == 0
+    moved = (first / "best.ckpt").rename("moved.ckpt")
+    capsys.readouterr()
+    assert main(["test", *arguments, f"--ckpt_path={moved}"]) == 0
+    metrics = json.loads((first / "summary.json").read_text())["metrics"]
+    assert f"log loss  {metrics['test/log_loss']['value']:.4f}" in capsys.readouterr().out
+    assert main(["fit", *arguments, f"--ckpt_path={moved}", "--trainer.max_epochs=2"]) == 0
+    after = settings_of(json.loads((runs()[-1] / "plan.json").read_text())["choices"])
+    assert after == {**before, "trainer.max_epochs": 2}
+    steps = [read_checkpoint(path)["global_step"] for path in (moved, runs()[-1] / "last.ckpt")]
+    assert steps[1] == 2 * steps[0] > 0
 
 
 def test_a_checkpoint_goes_on_with_the_head_that_it_has(

@@ -1,6 +1,7 @@
 """The head is solved on features of the untouched network, and everything is trained from there."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def test_groups_and_copies_are_held_out_together_and_other_images_alone(
     setting.fit()
     assert len(set(seen[0])) == len(seen[0]) == count
     assert len(seen[1]) == count
-    assert seen[1].count("p1") == groups.count("p1") > 1
+    assert seen[1].count(seen[1][0]) == groups.count("p1") > 1
     assert len(set(seen[1])) == groups.count(" ") + 1
     monkeypatch.setattr(ImageFolderDataModule, "groups", lambda self, split: None)
     reds = sorted((setting.images / "red").iterdir())
@@ -167,6 +168,10 @@ def test_groups_and_copies_are_held_out_together_and_other_images_alone(
     _, _, data = setting.fit()
     copies = sum(path.startswith("red") or "/red/" in path for path in data.paths("train"))
     assert len(seen[2]) - len(set(seen[2])) == copies - 1 > 1
+    # A file that is in two groups joins them.
+    monkeypatch.setattr(ImageFolderDataModule, "groups", lambda self, split: [str(row) for row in range(count)])
+    setting.fit()
+    assert len(seen[3]) - len(set(seen[3])) == copies - 1
 
 
 def test_a_checkpoint_keeps_its_head(
@@ -187,6 +192,40 @@ def test_a_checkpoint_keeps_its_head(
     # It did not see where training began, and chooses among its epochs.
     (second,) = set(Path("runs").iterdir()) - {folder}
     assert json.loads((second / "summary.json").read_text())["chosen"].startswith("best checkpoint by val/")
+
+
+def test_a_run_that_began_from_a_checkpoint_can_be_interrupted(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It chooses among its epochs then, too: where the training began it has never seen."""
+    monkeypatch.chdir(tmp_path)
+    strategy = ["--finetuning=ProbeThenFineTune", f"--finetuning.features={setting.features}"]
+    arguments = ["fit", *fast(setting.images), "--trainer.logger=false", *strategy]
+    assert main([*arguments, f"--model.weights={setting.weights}", "--trainer.max_epochs=1"]) == 0
+    (folder,) = Path("runs").iterdir()
+    arguments += [
+        "--trainer.max_epochs=3",
+        "--trainer.callbacks=tests.support.InterruptAt",
+        "--trainer.callbacks.step=4",
+    ]
+    handler = signal.getsignal(signal.SIGINT)
+    assert main([*arguments, f"--ckpt_path={folder}"]) == 130
+    signal.signal(signal.SIGINT, handler)
+    assert main([*arguments, "--ckpt_path=last"]) == 0
+    (second,) = set(Path("runs").iterdir()) - {folder}
+    assert json.loads((second / "summary.json").read_text())["chosen"].startswith(("best checkpoint", "last epoch"))
+
+
+@pytest.mark.parametrize("told", ["--monitor=val/accuracy", "--patience=5"])
+def test_who_says_how_to_choose_gets_an_epoch(
+    told: str, setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    strategy = ["--finetuning=ProbeThenFineTune", f"--finetuning.features={setting.features}"]
+    arguments = ["fit", *fast(setting.images), "--trainer.logger=false", *strategy]
+    assert main([*arguments, f"--model.weights={setting.weights}", "--trainer.max_epochs=1", told]) == 0
+    (folder,) = Path("runs").iterdir()
+    assert json.loads((folder / "summary.json").read_text())["chosen"] == "best checkpoint by val/accuracy"
 
 
 def test_it_needs_a_linear_head_and_a_datamodule(setting: Setting) -> None:

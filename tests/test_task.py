@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pipeline.cli import main
 from pipeline.errors import UserError
@@ -115,9 +116,21 @@ def test_rates_under_auto_depend_on_where_training_starts() -> None:
 
 def test_gradients_are_clipped_in_mixed_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    told = ["--trainer.gradient_clip_val=1", "--trainer.precision=bf16-mixed", "--trainer.logger=false"]
+    told = ["--trainer.gradient_clip_val=0.5", "--trainer.precision=bf16-mixed", "--trainer.logger=false"]
     arguments = [*fast(tmp_path / "images"), *pretrained(tmp_path, per_class=12), "--finetuning=FullFineTuning"]
-    assert main(["fit", *arguments, "--trainer.max_epochs=1", *told]) == 0
+    norms = []
+
+    def steps(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+
+    hook = register_optimizer_step_post_hook(steps)
+    try:
+        assert main(["fit", *arguments, "--trainer.max_epochs=1", *told]) == 0
+    finally:
+        hook.remove()
+    assert max(norms) <= 0.5 * 1.001
+    assert min(norms) > 0.49
 
 
 def test_a_hub_out_of_reach_is_an_error_or_a_start_from_scratch(monkeypatch: pytest.MonkeyPatch) -> None:

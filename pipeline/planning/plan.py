@@ -3,7 +3,6 @@
 import json
 import textwrap
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -58,6 +57,10 @@ class Plan:
     def values(self) -> dict[str, Any]:
         """What was chosen here, by setting; what a person set is not in it."""
         return {choice.setting: choice.value for choice in self.choices if not choice.by_user}
+
+    def value_of(self, setting: str, otherwise: Any) -> Any:
+        """What was chosen or set; something else where it was not asked."""
+        return next((choice.value for choice in self.choices if choice.setting == setting), otherwise)
 
     def apply(self, settings: Any) -> None:
         """Put what was chosen into a configuration of ``fit``."""
@@ -123,11 +126,6 @@ class Plan:
         """What :meth:`to_json` wrote."""
         content = json.loads(text)
         return cls(tuple(Choice(**choice) for choice in content["choices"]), content["seconds"])
-
-    @classmethod
-    def read(cls, file: Path) -> "Plan":
-        """Of a run."""
-        return cls.from_json(file.read_text(encoding="utf-8"))
 
 
 def _put(tree: dict[str, Any], setting: str, value: Any) -> None:

@@ -38,7 +38,18 @@ RATE, HEAD_RATE = "model.learning_rate", "model.head_learning_rate"
 _TURNED = 400  # images that are tried in other orientations
 _TURNED_SIZE = 128  # and their side: how a thing is turned shows in fewer pixels than what it is
 _VIEWS = {"none": 1, "flip": 2, "flips": 4}  # of an image in evaluation
-_TRAINING = (EPOCHS, RATE, HEAD_RATE)  # who sets one of them wants the backbone to be trained
+#: Settings of nothing but the training: whoever gives them another value than these wants the backbone to be trained.
+_OF_TRAINING = {
+    EPOCHS: None,
+    "trainer.max_steps": -1,
+    RATE: None,
+    HEAD_RATE: None,
+    "model.layer_decay": 1.0,
+    "model.batch_norm": None,
+    "model.dropout": 0.0,
+    "model.mixing": "none",
+    TRANSFORMS: "standard",
+}
 _SOLVING = ("LinearProbe", "ProbeThenFineTune")  # strategies that solve the head
 _SIZES = (96, 128, 160, 192, 224)  # tried where there is a budget
 
@@ -74,7 +85,7 @@ class Planner:
         self.settings = settings
         self.facts = facts
         self.bench = bench
-        self.trains = trains or any(self._given(name) is not None for name in _TRAINING)
+        self.trains = trains or any(self._given(name) != otherwise for name, otherwise in _OF_TRAINING.items())
         self.choices: dict[str, Choice] = {}
 
     def plan(self, seconds: float | None, started: float, precision: tuple[str, str]) -> Plan:
