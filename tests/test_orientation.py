@@ -64,15 +64,38 @@ def test_too_few_pictures_say_nothing() -> None:
 
 
 def test_a_loss_within_the_error_of_a_few_pictures_is_no_reason() -> None:
-    shares = {"upright": 0.80, "turned": {"mirrored": 0.70, "flipped": 0.80, "any": 0.3}, "images": 20}
+    shares = {"upright": 0.80, "turned": {"mirrored": 0.70, "flipped": 0.80, "any": 0.3}, "images": 20, "chance": 0.5}
     assert Recognised(**shares, errors={"mirrored": 0.09, "flipped": 0.04, "any": 0.1}).orientation == "flipped"
     assert Recognised(**shares, errors={"mirrored": 0.02, "flipped": 0.02, "any": 0.1}).orientation == "upright"
 
 
 def test_what_photographs_do_not_have_anyway_needs_pictures_enough_to_tell() -> None:
-    shares = {"upright": 0.80, "turned": {"mirrored": 0.80, "flipped": 0.80, "any": 0.80}, "images": 34}
+    shares = {"upright": 0.80, "turned": {"mirrored": 0.80, "flipped": 0.80, "any": 0.80}, "images": 34, "chance": 0.5}
     assert Recognised(**shares, errors={"mirrored": 0.09, "flipped": 0.09, "any": 0.09}).orientation == "mirrored"
     assert Recognised(**shares, errors={"mirrored": 0.04, "flipped": 0.04, "any": 0.04}).orientation == "any"
+
+
+def test_a_probe_that_recognises_hardly_more_than_chance_allows_nothing_that_photographs_do_not_have() -> None:
+    def found(upright: float, chance: float, turned: float) -> Recognised:
+        shares, errors = dict.fromkeys(TURNS, turned), dict.fromkeys(TURNS, 0.01)
+        return Recognised(upright, shares, errors, images=400, chance=chance)
+
+    for blind in (found(0.02, 0.005, 0.0), found(0.93, 0.91, 0.91)):
+        assert blind.orientation == "mirrored"
+        assert "too little beyond the" in blind.in_words()
+    assert found(0.78, 0.69, 0.77).orientation == "any"
+    assert "too little" not in found(0.78, 0.69, 0.77).in_words()
+    assert found(0.93, 0.91, 0.5).orientation == "upright"
+
+
+def test_very_many_classes_of_which_little_is_recognised_stay_as_photographs_are() -> None:
+    rng = np.random.default_rng(0)
+    features = {turn: rng.normal(size=(100, 8)).astype(np.float32) for turn in (None, *TURNS)}
+    found = try_turns(features, np.arange(100) % 80, 80, None, seed=0)
+    assert found is not None
+    assert found.upright < 0.08
+    assert found.chance == 2 / 100
+    assert found.orientation == "mirrored"
 
 
 def pictures_of(orientation: str, preset: str, image: NDArray) -> set[bytes]:

@@ -38,12 +38,14 @@ class Recognised:
         turned: share of the same pictures under each turn that was tried.
         errors: standard error of what is lost, by turn.
         images: their number.
+        chance: share that is right for whoever always names the most frequent class.
     """
 
     upright: float
     turned: dict[Orientation, float]
     errors: dict[Orientation, float]
     images: int
+    chance: float
 
     @property
     def orientation(self) -> Orientation:
@@ -51,16 +53,25 @@ class Recognised:
         allowed: Orientation = "upright"
         for turn, share in self.turned.items():
             error = self.errors[turn]
-            if self.upright - share - error > TOLERANCE or (turn != "mirrored" and error > _UNSURE):
+            unsure = error > _UNSURE or not self._could_lose
+            if self.upright - share - error > TOLERANCE or (turn != "mirrored" and unsure):
                 break
             allowed = turn
         return allowed
 
+    @property
+    def _could_lose(self) -> bool:
+        """Whether enough is recognised beyond chance that a turn which matters would show."""
+        error = (self.upright * (1 - self.upright) / self.images) ** 0.5
+        return self.upright - self.chance - error > TOLERANCE
+
     def in_words(self) -> str:
         """What was found."""
         shares = ", ".join(f"{TURNS[turn][0]} {share:.2f}" for turn, share in self.turned.items())
+        blind = self.orientation == "mirrored" and not self._could_lose
         return (
             f"a probe recognises {self.upright:.2f} of {self.images:,} held-out training images as they are, {shares}"
+            + (f"; too little beyond the {self.chance:.2f} of chance to tell what other turns cost" if blind else "")
         )
 
 
@@ -103,4 +114,5 @@ def try_turns(
         turned={turn: float(right[turn].mean()) for turn in turns},
         errors={turn: float((upright - right[turn]).std(correction=0)) / count**0.5 for turn in turns},
         images=count,
+        chance=float(labels.bincount().max()) / count,
     )
