@@ -12,7 +12,14 @@ import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 
-from datamodules.checking import channel_statistics, name_unreadable, unreadable_images, usable_cores
+from datamodules.checking import (
+    MAX_WORKERS,
+    all_cores,
+    channel_statistics,
+    name_unreadable,
+    unreadable_images,
+    usable_cores,
+)
 from datamodules.contents import DIGEST_SIZE, ContentMemo
 from datamodules.dataset import UNLABELLED, ImageDataset, ImageLoader, ResumableDataLoader
 from datamodules.division import VAL_FRACTION, Division
@@ -76,7 +83,7 @@ class ImageDataModule(LightningDataModule):
             ``skip``: they are left out and counted.
         cache: folder for decoded images, which later epochs and runs read in place of the files; none: no cache.
         cache_gigabytes: what that folder may grow to, in 10^9 bytes; images beyond it are decoded each time.
-        num_workers: processes that read images, on each device; ``auto``: one for each core, at most 8.
+        num_workers: processes that read images, on each device; ``auto``: one for each core of its share, at most 8.
         seed: of the order and the augmentation; follows ``seed_everything`` on the command line.
         preprocessing: what the network expects (see :class:`~datamodules.preprocessing.Preprocessing`); follows the
             backbone and its weights, or the checkpoint.
@@ -431,7 +438,7 @@ class ImageDataModule(LightningDataModule):
             blocks=blocks,
             window=storage.window,
         )
-        workers = self.workers(replicas)
+        workers = self.workers(self.trainer.num_devices if self.trainer is not None else 1)
         return kind(
             dataset,
             # In evaluation, too: twice as many, larger and in float32, take twice the memory of a training step.
@@ -444,6 +451,8 @@ class ImageDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def workers(self, replicas: int) -> int:
-        """Reading processes of each of so many training ones."""
-        return max(1, usable_cores() // replicas) if self.num_workers == "auto" else self.num_workers
+    def workers(self, processes: int) -> int:
+        """Reading processes of each of so many training ones on this machine."""
+        if self.num_workers != "auto":
+            return self.num_workers
+        return max(1, min(MAX_WORKERS, all_cores() // processes))

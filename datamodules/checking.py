@@ -20,10 +20,15 @@ Progress = Callable[[str, int, int], None]
 _SCALES = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
 
 
+def all_cores() -> int:
+    """Cores that this process may use."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return available or 1
+
+
 def usable_cores() -> int:
     """Cores that this process may use, at most 8."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(MAX_WORKERS, available or 1)
+    return min(MAX_WORKERS, all_cores())
 
 
 def unreadable_images(dataset: ImageDataset, progress: Callable[[int, int], None]) -> dict[int, str]:

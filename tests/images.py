@@ -46,7 +46,8 @@ def folder_module(root: Path | None, **settings: Any) -> ImageFolderDataModule:
 
 def attach(module: Any, stage: TrainerFn, world_size: int = 1, rank: int = 0) -> Any:
     """As if a trainer ran the stage with the datamodule."""
-    module.trainer = SimpleNamespace(state=SimpleNamespace(fn=stage), world_size=world_size, global_rank=rank)
+    processes = {"world_size": world_size, "num_devices": world_size, "global_rank": rank}
+    module.trainer = SimpleNamespace(state=SimpleNamespace(fn=stage), **processes)
     return module
 
 

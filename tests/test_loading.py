@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from datamodules import DataError
+from datamodules import DataError, checking
 from datamodules.dataset import UNLABELLED, EpochSampler, ResumableDataLoader
 from datamodules.decode import decode
 from tests.images import attach, epoch_of, folder_module, numbered, save
@@ -105,6 +105,23 @@ def test_a_predict_path_without_images_is_named(tmp_path):
         module = folder_module(None, classes=["cat", "dog"], predict_path=str(path))
         with pytest.raises(DataError, match=rf"data\.predict_path: .*{text}"):
             module.predict_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers"),
+    [(128, 1, 8), (128, 8, 8), (16, 4, 4), (8, 2, 4), (6, 4, 1), (2, 8, 1), (2, 1, 2)],
+)
+def test_each_process_has_a_reader_for_each_core_of_its_share(image_folder, monkeypatch, cores, processes, workers):
+    monkeypatch.setattr(checking.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    module = folder_module(image_folder({"cat": 24, "dog": 24}), num_workers="auto")
+    assert attach(module, TrainerFn.FITTING, world_size=processes).train_dataloader().num_workers == workers
+
+
+def test_processes_of_other_machines_take_no_cores_of_this_one(image_folder, monkeypatch):
+    monkeypatch.setattr(checking.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    module = attach(folder_module(image_folder({"cat": 24, "dog": 24}), num_workers="auto"), TrainerFn.FITTING, 8)
+    module.trainer.num_devices = 2
+    assert module.train_dataloader().num_workers == 4
 
 
 # Unreadable files

@@ -63,7 +63,7 @@ class _PartData(LightningDataModule):
             self.dataset,
             batch_size=self.data.batch_size,
             sampler=EpochSampler(self.dataset, replicas, rank, training=False, seed=0),
-            num_workers=self.data.workers(replicas),
+            num_workers=self.data.workers(self.trainer.num_devices),
             pin_memory=torch.cuda.is_available(),
         )
 
