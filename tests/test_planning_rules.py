@@ -224,7 +224,9 @@ def test_what_was_measured_with_pretrained_weights_is_not_said_to_hold_from_scra
 
 # Budgets
 
-PACE = Pace(size=160, embedding=0.003, answering=0.004, reading=0.004, shares_cores=True, readers=2)
+PACE = Pace(
+    size=160, embedding=0.003, answering=0.004, reading=0.004, shares_cores=True, readers=2, devices=1, all_readers=2
+)
 SIZES = [(96, 128), (128, 160), (160, 192), (224, 256)]
 
 
@@ -348,6 +350,25 @@ def test_where_a_gpu_computes_reading_hides_behind_it() -> None:
     assert shared.with_reading(0.01) == pytest.approx(0.012)
     assert apart.with_reading(0.01) == pytest.approx(0.01)
     assert replace(apart, reading=0.1).with_reading(0.01) == pytest.approx(0.05)
+
+
+def test_devices_share_what_is_computed_and_all_readers_what_is_read() -> None:
+    four = replace(PACE, shares_cores=False, devices=4, all_readers=8)
+    assert four.on_all_devices(0.1) == pytest.approx(0.025)
+    assert four.on_all_devices(0.001) == pytest.approx(0.004 / 8)
+    assert four.with_reading(0.001) == pytest.approx(0.004 / 2)  # one process alone
+
+    def an_epoch(pace: Pace) -> float:
+        budget = replace(budget_of(100, replace(FACTS, devices=pace.devices)), pace=pace.at)
+        return budget.expected(160, 160, 2, 0) - budget.expected(160, 160, 1, 0)
+
+    assert an_epoch(four) == pytest.approx(1_500 * 0.01 / 4 + 300 * 0.003 / 4)
+    assert an_epoch(replace(four, reading=0.8)) == pytest.approx(1_800 * 0.1)
+
+
+def test_processes_that_share_the_cores_are_no_faster_than_one() -> None:
+    one, two = (budget_of(100, replace(FACTS, devices=devices)).expected(160, 192, 4, 1) for devices in (1, 2))
+    assert one == two
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("1.5h", 5400), ("1h30m", 5400)])

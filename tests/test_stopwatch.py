@@ -2,6 +2,8 @@
 
 import contextlib
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,9 @@ from pipeline.planning import timing
 from pipeline.planning.timing import Stopwatch
 from pipeline.precision import computing
 from pipeline.task import ClassificationTask
+
+# Of which two processes read for each that trains.
+DATA: Any = SimpleNamespace(workers=lambda processes: 2)
 
 
 @pytest.fixture
@@ -24,7 +29,7 @@ def nothing_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stopwatch(task: ClassificationTask, frozen: tuple[str, ...] = ()) -> Stopwatch:
-    return Stopwatch(task, None, 64, 4, "cpu", contextlib.nullcontext, frozen)  # type: ignore[arg-type]
+    return Stopwatch(task, DATA, 64, 4, "cpu", 1, contextlib.nullcontext, frozen)
 
 
 def test_weights_and_statistics_are_left_as_they_were(task: ClassificationTask) -> None:
@@ -53,13 +58,21 @@ def test_smaller_images_are_measured_and_larger_ones_follow_from_the_area(
     assert watch.usual.at(32).embedding == pytest.approx(watch.usual.embedding / 4)
 
 
+def test_processes_on_one_processor_share_its_cores(task: ClassificationTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stopwatch, "_an_image", lambda self, step: 0.1)
+    monkeypatch.setattr(timing, "all_cores", lambda: 6)
+    for devices, readers in ((1, 2), (2, 4), (4, 6)):
+        pace = Stopwatch(task, DATA, 64, 4, "cpu", devices, contextlib.nullcontext).usual
+        assert (pace.devices, pace.all_readers) == (1, readers)
+
+
 @pytest.mark.parametrize(("precision", "looks"), [("32-true", 1), ("bf16-mixed", 2)])
 def test_looking_is_measured_in_each_precision(
     task: ClassificationTask, monkeypatch: pytest.MonkeyPatch, precision: str, looks: int
 ) -> None:
     measured: list[object] = []
     monkeypatch.setattr(Stopwatch, "_an_image", lambda self, step: float(len(measured.append(step) or measured)))
-    watch = Stopwatch(task, None, 64, 4, "cpu", partial(computing, precision, "cpu"))  # type: ignore[arg-type]
+    watch = Stopwatch(task, DATA, 64, 4, "cpu", 1, partial(computing, precision, "cpu"))
     assert (watch.usual.answering, watch.usual.embedding) == (1, looks)
 
 

@@ -81,15 +81,15 @@ class Budget:
         facts, large = self.facts, self.pace(image_size)
         evaluated = facts.validated + facts.tested
         embedded = large.with_reading(large.embedding)
-        answered = large.with_reading(large.answering * (self.views if epochs else self.views_of_head))
+        answering = large.answering * (self.views if epochs else self.views_of_head)
         tried = (facts.images + evaluated) * large.reading / 2 / large.readers  # whether they can be read
-        seconds = self.elapsed() + _OPENING + tried + evaluated * answered / facts.devices + _CLOSING
+        seconds = self.elapsed() + _OPENING + tried + evaluated * large.on_all_devices(answering) + _CLOSING
         if facts.validated >= LEAST_HELD_OUT or not epochs:
             # A head that is solved on several stages leaves what describes the training images.
             described = (facts.images if epochs or facts.head_stages == 1 else 0, facts.validated)
             seconds += sum(min(ASKED_OF_FAMILIARITY, count) for count in described) * embedded
         if self.registers:
-            seconds += _REGISTERING + facts.tested * answered
+            seconds += _REGISTERING + facts.tested * large.with_reading(answering)
         solving = solving if epochs else max(1, solving)
         if solving:
             seconds += solving * facts.images * embedded + _SOLVING
@@ -100,8 +100,8 @@ class Budget:
         if not epochs:
             return seconds
         chosen = _NETWORKS * min(ASKED_OF_EPOCHS, facts.validated) * large.embedding
-        trained = facts.images * self.pace(train_size).with_reading(training) + facts.validated * embedded
-        return seconds + chosen + epochs * trained / facts.devices
+        trained = facts.images * self.pace(train_size).on_all_devices(training)
+        return seconds + chosen + epochs * (trained + facts.validated * large.on_all_devices(large.embedding))
 
     def fit(
         self,

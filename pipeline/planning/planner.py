@@ -165,7 +165,9 @@ class Planner:
         strategy = self._strategy(passes.value)
         frozen = early_parameters(bench.task.network, _freeze_early(strategy.value))
         batch_size = self._given(BATCH_SIZE) or rules.batch_size(facts).value
-        stopwatch = Stopwatch(bench.task, bench.data, size.value, batch_size, facts.device, precision, frozen)
+        stopwatch = Stopwatch(
+            bench.task, bench.data, size.value, batch_size, facts.device, facts.devices, precision, frozen
+        )
         views = self._given(VIEWS)
         budget = Budget(
             seconds,

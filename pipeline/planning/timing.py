@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datamodules import DataError, ImageDataModule
-from datamodules.checking import usable_cores
+from datamodules.checking import all_cores, usable_cores
 from pipeline.finetuning.features import evaluating
 from pipeline.finetuning.freezing import freeze, hold_still
 from pipeline.task import ClassificationTask
@@ -30,7 +30,9 @@ class Pace:
         answering: forward in float32.
         reading: decoding and augmenting, on one core.
         shares_cores: whether the network computes on the cores that read.
-        readers: processes that read.
+        readers: processes that read for one that computes alone.
+        devices: that compute at once where all train; 1 where they are processes that share the cores.
+        all_readers: cores that read for all of them.
     """
 
     size: int
@@ -39,6 +41,8 @@ class Pace:
     reading: float
     shares_cores: bool
     readers: int
+    devices: int
+    all_readers: int
 
     def at(self, size: int) -> "Pace":
         """The same for another size, as far as work grows with the area."""
@@ -46,8 +50,14 @@ class Pace:
         return replace(self, size=size, embedding=self.embedding * ratio, answering=self.answering * ratio)
 
     def with_reading(self, computing: float) -> float:
-        """Seconds for an image that is read, and computed on for so long."""
-        reading = self.reading / self.readers
+        """Seconds for an image that is read, and computed on for so long, by one process alone."""
+        return self._together(computing, self.reading / self.readers)
+
+    def on_all_devices(self, computing: float) -> float:
+        """The same where all that train share the images."""
+        return self._together(computing / self.devices, self.reading / self.all_readers)
+
+    def _together(self, computing: float, reading: float) -> float:
         return computing + reading if self.shares_cores else max(computing, reading)
 
 
@@ -63,6 +73,7 @@ class Stopwatch:
             grows with the area.
         batch_size: images a step.
         device: that computes, ``cpu`` or ``cuda``.
+        devices: of this kind that train together.
         computing: context of the training's precision.
         frozen: names of parameters that are not trained.
     """
@@ -74,6 +85,7 @@ class Stopwatch:
         size: int,
         batch_size: int,
         device: str,
+        devices: int,
         computing: Callable[[], AbstractContextManager[Any]],
         frozen: Collection[str] = (),
     ) -> None:
@@ -87,9 +99,18 @@ class Stopwatch:
             with computing():
                 same = not torch.is_autocast_enabled(self._device)
                 embedding = answering if same else self._an_image(lambda: self._network(images))
-        on_cores, cores = self._device == "cpu", usable_cores()
+        on_cores = self._device == "cpu"
         #: At the size that was given.
-        self.usual = Pace(size, embedding, answering, _reading(data), on_cores, cores)
+        self.usual = Pace(
+            size,
+            embedding,
+            answering,
+            _reading(data),
+            shares_cores=on_cores,
+            readers=usable_cores(),
+            devices=1 if on_cores else devices,
+            all_readers=_readers(data, devices),
+        )
         self._measured: dict[int, float] = {}
 
     def training(self, size: int) -> float:
@@ -141,6 +162,11 @@ class Stopwatch:
         if self._device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - started
+
+
+def _readers(data: ImageDataModule, processes: int) -> int:
+    """Cores that read for so many processes."""
+    return min(all_cores(), processes * max(1, data.workers(processes)))
 
 
 def _reading(data: ImageDataModule) -> float:
