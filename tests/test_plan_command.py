@@ -1,6 +1,7 @@
 """Plans from the command line: shown, kept, followed, repeated, and overruled by what a person sets."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pipeline.checkpoints import read_checkpoint
 from pipeline.cli import main
 from pipeline.planning import planner, session
 from pipeline.planning.budget import Budget, Fitted
+from pipeline.task import ClassificationTask
 from tests.support import MACHINE, pretrained, write_images
 
 
@@ -207,6 +209,32 @@ def test_time_is_measured_on_the_steps_that_will_be_trained(
     monkeypatch.setattr(planner, "Stopwatch", Watched)
     assert main(["plan", *arguments, "--budget=30m", "--data.batch_size=5"]) == 0
     assert measured == [(5, "cpu")]
+
+
+def test_a_plan_is_made_on_the_device_that_trains(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = session.gather_facts
+    monkeypatch.setattr(
+        session, "gather_facts", lambda *given: replace(real(*given), device="cuda", first_device="cuda:1")
+    )
+    devices: list[str] = []
+
+    class OnlyAskedError(Exception):
+        """There is no such device here."""
+
+    def asked(*given: Any) -> None:
+        devices.append(given[4])
+        raise OnlyAskedError
+
+    monkeypatch.setattr(planner, "Stopwatch", asked)
+    assert main(["plan", *arguments, "--budget=30m"]) == 1
+
+    def moved(self: ClassificationTask, device: str) -> None:
+        devices.append(device)
+        raise OnlyAskedError
+
+    monkeypatch.setattr(ClassificationTask, "to", moved)
+    assert main(["plan", *arguments]) == 1
+    assert devices == ["cuda:1", "cuda:1"]
 
 
 def test_a_written_plan_is_not_measured_once_more(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.planning import rules
 from pipeline.planning.budget import Budget, Fitted
 from pipeline.planning.duration import in_words, seconds_of
-from pipeline.planning.facts import Facts, count_devices
+from pipeline.planning.facts import Facts, count_devices, first_device
 from pipeline.planning.plan import Choice, Plan
 from pipeline.planning.timing import Pace
 
@@ -33,6 +33,7 @@ FACTS = Facts(
     step_scale=0.02,
     device="cpu",
     devices=1,
+    first_device="cpu",
 )
 
 
@@ -315,6 +316,17 @@ def test_registering_counts_and_repeats_the_test() -> None:
 @pytest.mark.parametrize(("given", "devices"), [("0,", 1), ("0,1", 2), ("2", 2), (3, 3), ([1, 2], 2), ("auto", 1)])
 def test_devices_are_counted_as_lightning_reads_them(given: object, devices: int) -> None:
     assert count_devices(given, "cpu") == devices
+
+
+@pytest.mark.parametrize(
+    ("given", "first"), [("1,", 1), ("2,1", 2), ([1], 1), ([3, 2], 3), ("2", 0), (3, 0), (-1, 0), ("auto", 0), ([4], 0)]
+)
+def test_what_is_tried_is_tried_on_the_device_that_is_named_first(
+    given: object, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert first_device(given, "cuda") == f"cuda:{first}"
+    assert first_device(given, "cpu") == "cpu"
 
 
 def test_what_tells_strange_images_counts_where_there_will_be_such() -> None:

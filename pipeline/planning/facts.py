@@ -38,6 +38,7 @@ class Facts:
         step_scale: root mean square of the backbone's weights, the median over its layers.
         device: ``cpu``, ``cuda`` or another kind.
         devices: that train together.
+        first_device: the one of them on which a plan is tried, as torch names it.
     """
 
     images: int
@@ -57,6 +58,7 @@ class Facts:
     step_scale: float
     device: str
     devices: int
+    first_device: str
 
 
 def gather_facts(data: ImageDataModule, task: ClassificationTask, weights_size: int, trainer: Any) -> Facts:
@@ -90,6 +92,7 @@ def gather_facts(data: ImageDataModule, task: ClassificationTask, weights_size: 
         step_scale=weight_scale(network, task.head),
         device=device,
         devices=count_devices(trainer.devices, device) * int(trainer.num_nodes),
+        first_device=first_device(trainer.devices, device),
     )
 
 
@@ -100,12 +103,37 @@ def count_devices(given: Any, device: str) -> int:
         given: ``trainer.devices``.
         device: their kind.
     """
-    if isinstance(given, list):
-        return len(given)
+    if named := named_devices(given):
+        return len(named)
     if str(given) in ("auto", "-1"):
         return torch.cuda.device_count() if device == "cuda" else 1
+    return int(given)
+
+
+def first_device(given: Any, device: str) -> str:
+    """The device, as torch names it, that a trainer's setting means first.
+
+    Args:
+        given: ``trainer.devices``.
+        device: their kind.
+    """
+    if device == "cpu":
+        return device
+    named = named_devices(given)
+    # One that is not there is refused where the trainer is made.
+    return f"{device}:{named[0] if named and named[0] < torch.cuda.device_count() else 0}"
+
+
+def named_devices(given: Any) -> list[int]:
+    """Numbers of the devices that a trainer's setting names; none where it counts them.
+
+    Args:
+        given: ``trainer.devices``.
+    """
+    if isinstance(given, list):
+        return given
     # "0," names one device, as Lightning reads it, and "2" counts two.
-    return len([*filter(None, given.split(","))]) if isinstance(given, str) and "," in given else int(given)
+    return [int(number) for number in given.split(",") if number] if isinstance(given, str) and "," in given else []
 
 
 def _takes_one_size(task: ClassificationTask) -> bool:

@@ -166,7 +166,7 @@ class Planner:
         frozen = early_parameters(bench.task.network, _freeze_early(strategy.value))
         batch_size = self._given(BATCH_SIZE) or rules.batch_size(facts).value
         stopwatch = Stopwatch(
-            bench.task, bench.data, size.value, batch_size, facts.device, facts.devices, precision, frozen
+            bench.task, bench.data, size.value, batch_size, facts.first_device, facts.devices, precision, frozen
         )
         views = self._given(VIEWS)
         budget = Budget(
@@ -259,7 +259,7 @@ class Planner:
         size, crop = (self.choices[name].value for name in (IMAGE_SIZE, CROP))
         data.preprocessing = replace(data.preprocessing, size=self._turned_size(size), crop=crop)
         task.hparams["preprocessing"] = data.preprocessing.to_dict()
-        task.to("cuda" if self.facts.device == "cuda" else "cpu")
+        task.to(self.facts.first_device)
         images, folder = data.plain("train"), self._feature_folder()
         chosen = np.sort(np.random.default_rng(bench.seed).permutation(len(images))[:_TURNED])
         digests = data.contents("train", folder / "contents.npy", chosen)

@@ -72,8 +72,8 @@ class Stopwatch:
         size: side of the network's input in pixels; of larger ones no training is measured, because there the work
             grows with the area.
         batch_size: images a step.
-        device: that computes, ``cpu`` or ``cuda``.
-        devices: of this kind that train together.
+        device: that computes here, as torch names it: ``cpu``, ``cuda:0`` ...
+        devices: of its kind that train together.
         computing: context of the training's precision.
         frozen: names of parameters that are not trained.
     """
@@ -89,7 +89,7 @@ class Stopwatch:
         computing: Callable[[], AbstractContextManager[Any]],
         frozen: Collection[str] = (),
     ) -> None:
-        self._device = device
+        self._device = torch.device(device)
         self._network = task.to(self._device).network
         self._channels, self._batch_size, self._computing = len(task.mean.flatten()), batch_size, computing
         freeze(self._network, frozen)
@@ -97,9 +97,9 @@ class Stopwatch:
         with evaluating(self._network), torch.inference_mode():
             answering = self._an_image(lambda: self._network(images))
             with computing():
-                same = not torch.is_autocast_enabled(self._device)
+                same = not torch.is_autocast_enabled(self._device.type)
                 embedding = answering if same else self._an_image(lambda: self._network(images))
-        on_cores = self._device == "cpu"
+        on_cores = self._device.type == "cpu"
         #: At the size that was given.
         self.usual = Pace(
             size,
@@ -159,8 +159,8 @@ class Stopwatch:
     def _timed(self, step: Callable[[], object]) -> float:
         started = time.perf_counter()
         step()
-        if self._device == "cuda":
-            torch.cuda.synchronize()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
         return time.perf_counter() - started
 
 
