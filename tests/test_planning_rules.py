@@ -226,7 +226,15 @@ def test_what_was_measured_with_pretrained_weights_is_not_said_to_hold_from_scra
 # Budgets
 
 PACE = Pace(
-    size=160, embedding=0.003, answering=0.004, reading=0.004, shares_cores=True, readers=2, devices=1, all_readers=2
+    size=160,
+    embedding=0.003,
+    answering=0.004,
+    reading=0.004,
+    shares_cores=True,
+    readers=2,
+    devices=1,
+    all_readers=2,
+    threads=2,
 )
 SIZES = [(96, 128), (128, 160), (160, 192), (224, 256)]
 
@@ -381,6 +389,14 @@ def test_devices_share_what_is_computed_and_all_readers_what_is_read() -> None:
 def test_processes_that_share_the_cores_are_no_faster_than_one() -> None:
     one, two = (budget_of(100, replace(FACTS, devices=devices)).expected(160, 192, 4, 1) for devices in (1, 2))
     assert one == two
+
+
+def test_who_sets_few_readers_still_has_images_tried_on_all_cores() -> None:
+    def expected(readers: int) -> float:
+        return replace(budget_of(100), pace=replace(PACE, readers=readers).at).expected(160, 160, 2, 0)
+
+    described, reading = 500 + 300, PACE.reading  # what one process reads
+    assert expected(1) - expected(2) == pytest.approx(described * (reading - reading / 2))
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("1.5h", 5400), ("1h30m", 5400)])

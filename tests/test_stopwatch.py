@@ -66,6 +66,21 @@ def test_processes_on_one_processor_share_its_cores(task: ClassificationTask, mo
         assert (pace.devices, pace.all_readers) == (1, readers)
 
 
+@pytest.mark.parametrize(
+    ("workers", "alone", "together", "waits"), [(0, 1, 2, True), (1, 1, 2, False), (3, 3, 6, False), (16, 8, 8, False)]
+)
+def test_as_many_read_as_are_set_and_cores_allow(
+    task: ClassificationTask, monkeypatch: pytest.MonkeyPatch, workers: int, alone: int, together: int, waits: bool
+) -> None:
+    monkeypatch.setattr(Stopwatch, "_an_image", lambda self, step: 0.1)
+    monkeypatch.setattr(timing, "all_cores", lambda: 8)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)  # the device that stands for a GPU knows none
+    data: Any = SimpleNamespace(workers=lambda processes: workers)
+    pace = Stopwatch(task, data, 64, 4, "meta", 2, contextlib.nullcontext).usual
+    assert (pace.readers, pace.all_readers) == (alone, together)
+    assert pace.shares_cores == waits
+
+
 @pytest.mark.parametrize(("precision", "looks"), [("32-true", 1), ("bf16-mixed", 2)])
 def test_looking_is_measured_in_each_precision(
     task: ClassificationTask, monkeypatch: pytest.MonkeyPatch, precision: str, looks: int

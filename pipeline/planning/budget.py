@@ -82,7 +82,7 @@ class Budget:
         evaluated = facts.validated + facts.tested
         embedded = large.with_reading(large.embedding)
         answering = large.answering * (self.views if epochs else self.views_of_head)
-        tried = (facts.images + evaluated) * large.reading / 2 / large.readers  # whether they can be read
+        tried = (facts.images + evaluated) * large.reading / 2 / large.threads  # whether they can be read
         seconds = self.elapsed() + _OPENING + tried + evaluated * large.on_all_devices(answering) + _CLOSING
         if facts.validated >= LEAST_HELD_OUT or not epochs:
             # A head that is solved on several stages leaves what describes the training images.

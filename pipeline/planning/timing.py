@@ -29,10 +29,11 @@ class Pace:
         embedding: forward in the training's precision.
         answering: forward in float32.
         reading: decoding and augmenting, on one core.
-        shares_cores: whether the network computes on the cores that read.
-        readers: processes that read for one that computes alone.
+        shares_cores: whether the network computes on the cores that read, or in the process that does.
+        readers: cores that read for one process alone.
         devices: that compute at once where all train; 1 where they are processes that share the cores.
         all_readers: cores that read for all of them.
+        threads: that try whether images can be read.
     """
 
     size: int
@@ -43,6 +44,7 @@ class Pace:
     readers: int
     devices: int
     all_readers: int
+    threads: int
 
     def at(self, size: int) -> "Pace":
         """The same for another size, as far as work grows with the area."""
@@ -106,10 +108,11 @@ class Stopwatch:
             embedding,
             answering,
             _reading(data),
-            shares_cores=on_cores,
-            readers=usable_cores(),
+            shares_cores=on_cores or data.workers(1) == 0,
+            readers=_readers(data, 1),
             devices=1 if on_cores else devices,
             all_readers=_readers(data, devices),
+            threads=usable_cores(),
         )
         self._measured: dict[int, float] = {}
 
@@ -165,7 +168,7 @@ class Stopwatch:
 
 
 def _readers(data: ImageDataModule, processes: int) -> int:
-    """Cores that read for so many processes."""
+    """Cores that read for so many processes; without reading processes each reads itself."""
     return min(all_cores(), processes * max(1, data.workers(processes)))
 
 
