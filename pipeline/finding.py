@@ -1,7 +1,7 @@
 """``python -m pipeline find``: a learning rate or a batch size by trial, with Lightning's tuner.
 
 Neither is needed: the plan chooses both without a trial. This is for whoever wants to see how the loss takes larger
-steps, or how much the device's memory holds.
+steps, or how much the device's memory holds. One device tries, wherever several would train.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from pipeline.errors import UserError
 from pipeline.exits import SUCCESS
 from pipeline.parsing import BESIDE_FIT, Parser
+from pipeline.planning.facts import named_devices
+from pipeline.planning.plan import Plan
 from pipeline.progress import say
 from pipeline.untrained import UntrainedCLI
 
@@ -41,9 +43,24 @@ class FindCLI(UntrainedCLI):
         # What is found must hold for the images with which the training ends.
         self.settings.data.init_args.reduced_epochs = 0
 
+    def make_plan(self) -> Plan:
+        # Batches are tried on one device, and what is chosen for them must fit them.
+        trainer = self.settings.trainer
+        trainer.devices, trainer.num_nodes, trainer.strategy = one_device(trainer.devices), 1, "auto"
+        return super().make_plan()
+
     def instantiate_trainer(self, **_: Any) -> Trainer:
         keeps_nothing = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         return self.make_trainer(callbacks=[self.strategy], max_epochs=_EPOCHS, **keeps_nothing)
+
+
+def one_device(given: Any) -> Any:
+    """A trainer's setting for one of the devices that another means: the first that is named, or any.
+
+    Args:
+        given: ``trainer.devices``.
+    """
+    return named_devices(given)[:1] or 1
 
 
 def run_find(arguments: Sequence[str], terminal: bool, started: float) -> int:
@@ -109,7 +126,7 @@ def _find_rate(steps: int, picture: str | None, others: Sequence[str], terminal:
     # And no farther than to the least loss: at larger rates it explodes, and falls again from there.
     falling = slice(max(2, int(np.argmin(losses)) + 1))
     steepest = int(np.argmin(np.gradient(losses[falling], np.log(rates[falling]))))
-    say(f"with one rate for all layers and a fresh head, the loss falls steepest at {rates[steepest]:.1e}")
+    say(f"with one device, one rate for all layers and a fresh head, the loss falls steepest at {rates[steepest]:.1e}")
     say(f"the plan chooses {cli.model.hparams['learning_rate']:.1e} for the backbone")
     if picture is not None:
         _draw(rates, losses, steepest, Path(picture).expanduser())

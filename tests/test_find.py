@@ -8,7 +8,7 @@ import torch
 
 from pipeline import finding
 from pipeline.cli import main
-from pipeline.finding import FindCLI
+from pipeline.finding import FindCLI, one_device
 from pipeline.task import ClassificationTask
 from tests.support import MACHINE, pretrained
 
@@ -111,6 +111,25 @@ def test_no_more_is_tried_than_there_are_images_or_than_was_asked(
 ) -> None:
     assert main(["find", "batch_size", *arguments, f"--most={most}"]) == 0
     assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["learning_rate", "batch_size"])
+def test_where_several_devices_train_one_tries(
+    arguments: list[str],
+    tried: list[tuple[FindCLI, dict[str, torch.Tensor]]],
+    what: str,
+) -> None:
+    several = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.num_nodes=2", "--data.batch_size=8"]
+    assert main(["find", what, *arguments, *several, *{"batch_size": ["--most=8"]}.get(what, ["--steps=30"])]) == 0
+    ((cli, _),) = tried
+    assert cli.trainer.world_size == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "one"), [("auto", 1), ("-1", 1), ("3", 1), (2, 1), ("1,", [1]), ("3,1", [3]), ([2], [2]), ([2, 0], [2])]
+)
+def test_a_device_that_is_named_is_the_one(given: object, one: object) -> None:
+    assert one_device(given) == one
 
 
 @pytest.mark.parametrize(
