@@ -314,6 +314,17 @@ def test_unreadable_images_are_in_nobody_s_way(arguments: list[str], capsys: pyt
     assert "found 3 that cannot" in capsys.readouterr().err
 
 
+def test_where_nothing_can_be_kept_turns_are_not_tried(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "no folder").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no folder"))
+    assert main(["plan", *arguments]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "mirrored what is common for photographs; not tried, because features cannot be kept in" in out
+    assert "set XDG_CACHE_HOME, or" in out
+
+
 def test_a_checkpoint_without_its_plan_goes_on_as_it_was_trained(arguments: list[str]) -> None:
     settings = [
         "--trainer.max_epochs=1",

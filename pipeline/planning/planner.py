@@ -1,5 +1,6 @@
 """Going through the open settings in order, each chosen from the facts and what was chosen before."""
 
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -240,6 +241,13 @@ class Planner:
     def _orientation(self) -> Ruled:
         if not self._tries_turns:
             return Ruled("mirrored", "what is common for photographs; not tried here")
+        folder = self._feature_folder()
+        if not _is_writable(folder):
+            return Ruled(
+                "mirrored",
+                f"what is common for photographs; not tried, because features cannot be kept in '{folder}'; set "
+                "XDG_CACHE_HOME, or finetuning.features, to a folder that can be written to",
+            )
         try:
             recognised = self._try_turns()
         except DataError:  # whether that is an error is settled later, with all such images named
@@ -284,6 +292,16 @@ class Planner:
         groups = data.groups("train")
         together = held_out_together(digests, None if groups is None else [groups[row] for row in chosen])
         return try_turns(features, images.targets[chosen], self.facts.classes, together, bench.seed)
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, which is made where it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _freeze_early(strategy: dict[str, Any]) -> bool | float:
