@@ -13,6 +13,7 @@ from pipeline.checkpoints import read_checkpoint
 from pipeline.cli import main
 from pipeline.planning import planner, session
 from pipeline.planning.budget import Budget, Fitted
+from pipeline.planning.facts import Facts
 from pipeline.task import ClassificationTask
 from tests.support import MACHINE, pretrained, write_images
 
@@ -235,6 +236,18 @@ def test_a_plan_is_made_on_the_device_that_trains(arguments: list[str], monkeypa
     monkeypatch.setattr(ClassificationTask, "to", moved)
     assert main(["plan", *arguments]) == 1
     assert devices == ["cuda:1", "cuda:1"]
+
+
+def test_batches_that_the_trainer_accumulates_are_known(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    real, known = session.gather_facts, []
+
+    def gathered(*given: Any) -> Facts:
+        known.append(real(*given))
+        return known[0]
+
+    monkeypatch.setattr(session, "gather_facts", gathered)
+    assert main(["plan", *arguments, "--trainer.accumulate_grad_batches=2", "--data.orientation=mirrored"]) == 0
+    assert known[0].batches == 2
 
 
 def test_a_written_plan_is_not_measured_once_more(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ FACTS = Facts(
     device="cpu",
     devices=1,
     first_device="cpu",
+    accumulated=1,
 )
 
 
@@ -115,6 +116,28 @@ def test_evaluation_sees_more_pixels_than_training() -> None:
 @pytest.mark.parametrize(("images", "batch"), [(6, 8), (40, 8), (102, 16), (200, 32), (1_000_000, 32)])
 def test_few_images_come_in_small_batches(images: int, batch: int) -> None:
     assert rules.batch_size(replace(FACTS, images=images)).value == batch
+
+
+def test_batches_that_are_accumulated_make_one_step() -> None:
+    several = replace(FACTS, images=200, accumulated=4)
+    assert rules.batch_size(several).value == rules.batch_size(replace(FACTS, images=200, devices=4)).value == 8
+    assert rules.learning_rate(several, 8) == rules.learning_rate(replace(FACTS, images=200), 32)
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"images": 102}, "so that 102 images make at least 6 steps an epoch"),
+        ({"images": 48}, "so that 48 images make at least 6 steps an epoch"),
+        (
+            {"images": 47},
+            "47 images make fewer than 6 steps an epoch even so, and smaller batches are too small to be measured",
+        ),
+        ({"images": 102, "accumulated": 3}, "102 images make fewer than 6 steps an epoch even so"),
+    ],
+)
+def test_steps_are_promised_only_where_there_are_so_many(facts: dict[str, int], reason: str) -> None:
+    assert rules.batch_size(replace(FACTS, **facts)).reason.startswith(reason)
 
 
 def test_small_batches_keep_stored_statistics() -> None:

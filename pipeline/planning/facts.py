@@ -39,6 +39,7 @@ class Facts:
         device: ``cpu``, ``cuda`` or another kind.
         devices: that train together.
         first_device: the one of them on which a plan is tried, as torch names it.
+        accumulated: batches of each device that make a step.
     """
 
     images: int
@@ -59,6 +60,12 @@ class Facts:
     device: str
     devices: int
     first_device: str
+    accumulated: int
+
+    @property
+    def batches(self) -> int:
+        """That a step is made of, on all devices together."""
+        return self.devices * self.accumulated
 
 
 def gather_facts(data: ImageDataModule, task: ClassificationTask, weights_size: int, trainer: Any) -> Facts:
@@ -93,6 +100,7 @@ def gather_facts(data: ImageDataModule, task: ClassificationTask, weights_size: 
         device=device,
         devices=count_devices(trainer.devices, device) * int(trainer.num_nodes),
         first_device=first_device(trainer.devices, device),
+        accumulated=trainer.accumulate_grad_batches,
     )
 
 

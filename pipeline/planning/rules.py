@@ -190,12 +190,19 @@ def crop_fraction(facts: Facts) -> Ruled:
 
 
 def batch_size(facts: Facts) -> Ruled:
-    """Images a step, on each device."""
+    """Images in a batch, on each device."""
+
+    def steps(size: int) -> int:
+        return facts.images // (size * facts.batches)
+
     size = _LARGEST_BATCH
-    while size > _SMALLEST_BATCH and facts.images // (size * facts.devices) < _STEPS_AN_EPOCH:
+    while size > _SMALLEST_BATCH and steps(size) < _STEPS_AN_EPOCH:
         size //= 2
     if size == _LARGEST_BATCH:
         return Ruled(size, "enough for batch normalisation, small enough for many steps", _measured(facts))
+    if steps(size) < _STEPS_AN_EPOCH:
+        few = f"{facts.images:,} images make fewer than {_STEPS_AN_EPOCH} steps an epoch even so"
+        return Ruled(size, f"{few}, and smaller batches are too small to be measured", _measured(facts))
     reason = f"so that {facts.images:,} images make at least {_STEPS_AN_EPOCH} steps an epoch"
     return Ruled(size, reason, _measured(facts))
 
@@ -241,7 +248,7 @@ def smallest_crop(epochs: int) -> Ruled:
 
 def learning_rate(facts: Facts, batch_size: int) -> Ruled:
     """Of the backbone."""
-    together = batch_size * facts.devices
+    together = batch_size * facts.batches
     rate, _ = default_rates(facts.step_scale, facts.pretrained, together, facts.images)
     if not facts.pretrained:
         return Ruled(rate, "from scratch there is nothing to keep")
