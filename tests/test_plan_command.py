@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
 
 from pipeline.checkpoints import read_checkpoint
 from pipeline.cli import main
@@ -273,12 +274,32 @@ def test_from_scratch_no_time_makes_images_larger_than_they_are(
     assert lines["data.train_size"].split()[1] == "64"  # of 40
 
 
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"TORCHELASTIC_RUN_ID": "x"}, []),
+        ({"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "train"}, []),
+        ({}, ["--trainer.num_nodes=2"]),
+    ],
+)
 def test_processes_started_together_cannot_each_measure(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    environment: dict[str, str],
+    told: list[str],
 ) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    assert main(["plan", *arguments, "--budget=30m"]) == 2
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["plan", *arguments, *told, "--budget=30m"]) == 2
     assert "--budget: expected one process that measures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("tasks", "job"), [("1", "train"), ("4", "bash")])  # one task; a shell in an allocation
+def test_one_process_of_a_cluster_may_measure(monkeypatch: pytest.MonkeyPatch, tasks: str, job: str) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", tasks)
+    monkeypatch.setenv("SLURM_JOB_NAME", job)
+    assert not session.started_together(Namespace(num_nodes=1))
 
 
 def test_a_plan_needs_a_folder_to_be_written_to(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
 from datamodules import ImageDataModule
 from pipeline.errors import UserError
 from pipeline.planning.duration import seconds_of
@@ -34,7 +36,7 @@ def plan_fit(
     seconds = None if settings.budget is None else seconds_of(settings.budget)
     if int(os.environ.get("LOCAL_RANK", 0)) > 0 and _HANDED_ON in os.environ:
         return Plan.from_json(os.environ[_HANDED_ON])
-    if seconds is not None and "TORCHELASTIC_RUN_ID" in os.environ:
+    if seconds is not None and started_together(settings.trainer):
         raise UserError(
             "--budget: expected one process that measures, found several that were started together; make a plan first "
             "(python -m pipeline plan --budget ... --to plan.yaml), and give them --config plan.yaml."
@@ -46,3 +48,14 @@ def plan_fit(
     plan = Planner(settings, facts, bench, trains).plan(seconds, started, (precision, reason))
     os.environ[_HANDED_ON] = plan.to_json()
     return plan
+
+
+def started_together(trainer: Any) -> bool:
+    """Whether others start processes beside this one, which would each measure for themselves.
+
+    Args:
+        trainer: its settings.
+    """
+    if TorchElasticEnvironment.detect() or int(trainer.num_nodes) > 1:
+        return True
+    return SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1
