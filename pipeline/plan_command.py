@@ -1,5 +1,6 @@
 """``python -m pipeline plan``: every choice and why, before anything is trained."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def run_plan(arguments: Sequence[str], terminal: bool, started: float) -> int:
     for line in plan.lines():
         say(line)
     if own.to is not None:
-        Path(own.to).expanduser().write_text(plan.to_yaml(), encoding="utf-8")
-        say(f"\nto train so   python -m pipeline fit {' '.join(others)} --config {own.to}")
+        file = Path(own.to).expanduser()
+        file.write_text(plan.to_yaml(), encoding="utf-8")
+        say(f"\nto train so   {shlex.join(['python', '-m', 'pipeline', 'fit', *others, '--config', str(file)])}")
     return SUCCESS

@@ -1,6 +1,7 @@
 """Plans from the command line: shown, kept, followed, repeated, and overruled by what a person sets."""
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -300,6 +301,14 @@ def test_one_process_of_a_cluster_may_measure(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("SLURM_NTASKS", tasks)
     monkeypatch.setenv("SLURM_JOB_NAME", job)
     assert not session.started_together(Namespace(num_nodes=1))
+
+
+def test_the_command_that_is_told_can_be_pasted(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("images").rename("my images")
+    spaced = ["--data.root=my images", *arguments[1:], "--model.weights=null"]
+    assert main(["plan", *spaced, "--to=my plan.yaml"]) == 0
+    (told,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("to train so"))
+    assert shlex.split(told)[3:] == ["python", "-m", "pipeline", "fit", *spaced, "--config", "my plan.yaml"]
 
 
 def test_a_plan_needs_a_folder_to_be_written_to(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
