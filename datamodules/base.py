@@ -239,11 +239,21 @@ class ImageDataModule(LightningDataModule):
         return {name: [values[row] for row in rows] for name, values in (metadata or {}).items()}
 
     def contents(self, split: str, memo: Path, indices: Any = slice(None)) -> list[str]:
-        """A digest of each encoded image (or some) of a split; files that are as ``memo`` noted them are not read."""
-        memo.parent.mkdir(parents=True, exist_ok=True)
+        """A digest of each encoded image (or some) of a split; files that are as ``memo`` noted them are not read.
+
+        Raises:
+            DataError: the memo cannot be written.
+        """
         known = ContentMemo(memo)
         joined = known.digests(self._storage(split), self._rows(split)[indices].tolist(), usable_cores())
-        known.save()
+        try:
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            known.save()
+        except OSError as error:
+            raise DataError(
+                f"features: expected to keep what belongs to them in '{memo.parent}', found {error.strerror}; make "
+                "room or choose another folder (finetuning.features, or XDG_CACHE_HOME)."
+            ) from error
         return [joined[start : start + DIGEST_SIZE].hex() for start in range(0, len(joined), DIGEST_SIZE)]
 
     def _is_unlabelled(self, split: str) -> bool:

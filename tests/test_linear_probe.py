@@ -186,3 +186,14 @@ def test_the_checkpoint_answers_the_same_when_tested_again(
     capsys.readouterr()
     assert main(["test", f"--config={folder / 'config.yaml'}", f"--ckpt_path={folder / 'best.ckpt'}"]) == 0
     assert f"log loss  {summary['metrics']['test/log_loss']['value']:.4f}" in capsys.readouterr().out
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_that_says_what_to_do(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "no folder").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no folder"))
+    assert main([argument for argument in arguments if "features" not in argument]) == 2
+    error = capsys.readouterr().err
+    assert f"features: expected to keep what belongs to them in '{tmp_path}/no folder" in error
+    assert "choose another folder (finetuning.features, or XDG_CACHE_HOME)" in error
