@@ -238,6 +238,19 @@ class ImageDataModule(LightningDataModule):
         rows = self._rows(split)
         return {name: [values[row] for row in rows] for name, values in (metadata or {}).items()}
 
+    def some(self, split: str, count: int) -> NDArray[np.int64]:
+        """Places of a few images in a split, spread over it, int64, ``count`` at most.
+
+        Where images lie in chunks they come from two of these at most, each of which has to be fetched whole.
+        """
+        rows, blocks = self._rows(split), self._storage(split).blocks
+        places = np.arange(len(rows))
+        if blocks is not None:
+            chunks = np.unique(blocks[rows])
+            near = chunks[[len(chunks) // 4, 3 * len(chunks) // 4]]
+            places = places[np.isin(blocks[rows], near)]
+        return places[np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).astype(int))]
+
     def contents(self, split: str, memo: Path, indices: Any = slice(None)) -> list[str]:
         """A digest of each encoded image (or some) of a split; files that are as ``memo`` noted them are not read.
 

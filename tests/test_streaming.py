@@ -1,6 +1,7 @@
 """Images in chunks, read from an S3 server on this machine."""
 
 import hashlib
+import io
 import itertools
 import logging
 import os
@@ -18,12 +19,17 @@ import pytest
 import torch
 from filelock import FileLock
 from moto.server import ThreadedMotoServer
+from PIL import Image
 
-from datamodules import objects
+from datamodules import StreamingDataModule, objects
 from datamodules.conversion import convert
+from datamodules.preprocessing import Preprocessing
 from datamodules.sampling import chunkwise_order
-from datamodules.storage import Storage
+from datamodules.storage import MemoryStorage, Storage
 from datamodules.streaming import read_stream
+from datamodules.table import Listing
+from pipeline.planning.facts import _short_side
+from pipeline.planning.timing import _reading
 from tests.streams import complaint, pictures, same_images
 
 _numbers = itertools.count()
@@ -266,3 +272,25 @@ def test_packages_that_are_not_installed(bucket, tmp_path, monkeypatch):
             message = complaint(action)
         assert f"package {package.partition('.')[0]}," in message
         assert 'pip install "transfer-pipeline[streaming]"' in message
+
+
+def test_a_plan_looks_into_two_chunks_however_many_there_are(bucket, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    encoded = [io.BytesIO() for _ in range(150)]
+    for file in encoded:
+        Image.fromarray(rng.integers(0, 256, (96, 128, 3), np.uint8)).save(file, "PNG")
+    storage = MemoryStorage([file.getvalue() for file in encoded])
+    named = {"labels": ["a", "b"] * 75, "given": ["train", "train", "test"] * 50}
+    convert(Listing(storage, [f"{row}.png" for row in range(150)], **named), f"s3://{bucket}/set", chunk_megabytes=1)
+    fetched: list[str] = []
+    download = objects.download
+    monkeypatch.setattr("datamodules.streaming.download", lambda *args: (fetched.append(args[1]), download(*args))[1])
+    size = Preprocessing(32, 1.0, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
+    data = StreamingDataModule(str(tmp_path / "chunks"), root=f"s3://{bucket}/set", preprocessing=size.to_dict())
+    fetched.clear()
+    assert _short_side(data) == 96
+    assert _reading(data) > 0
+    assert 1 <= len(fetched) <= 2 < len(data.table.listing.storage.layout.files)
+    places = data.some("train", 10)
+    assert len(set(places.tolist())) == 10
+    assert 0 <= places.min() < places.max() < 100

@@ -4,7 +4,6 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from datamodules import ImageDataModule
@@ -154,7 +153,7 @@ def _takes_one_size(task: ClassificationTask) -> bool:
 def _short_side(data: ImageDataModule) -> int:
     images = data.plain("train")
     sides = []
-    for index in np.unique(np.linspace(0, len(images) - 1, min(_LOOKED_AT, len(images))).astype(int)):
+    for index in data.some("train", _LOOKED_AT):
         try:
             picture = images.open(int(index))
         except OSError:  # whether that is an error is settled later, with all such images named
