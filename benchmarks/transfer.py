@@ -50,7 +50,7 @@ from pipeline.provenance import code_revision
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ("hf_trainer", "logistic_regression", "fastai_fine_tune", "pytorch_tutorial", "timm_adamw")
 SIZE, TEST_SHARE, FEW = 160, 0.25, 20
-#: The smallest probability that eight decimals, which all contestants write, can tell from 0.
+#: The smallest probability that eight decimals, which the peers write, can tell from 0; it is the least of all.
 SMALLEST = 1e-8
 
 

@@ -100,8 +100,8 @@ def has_linear_head(task: Any) -> bool:
     head = network.get_submodule(task.head)
     if not isinstance(head, nn.Linear) or not task.hparams["backbone"].startswith(backbones.TIMM):
         return isinstance(head, nn.Linear)
-    record = task.hparams["preprocessing"]
-    shape = 1, len(record["mean"]), record["size"], record["size"]
+    side = backbones.default_preprocessing(task.hparams["backbone"])["size"]  # some networks take no other
+    shape = 1, len(task.hparams["preprocessing"]["mean"]), side, side
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(task.device)
     seen: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
