@@ -1,5 +1,6 @@
 """What every data source shares: splits, classes, augmentation and loaders."""
 
+import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
@@ -257,16 +258,12 @@ class ImageDataModule(LightningDataModule):
         Raises:
             DataError: the memo cannot be written.
         """
+        with _kept_in(memo.parent):
+            memo.parent.mkdir(parents=True, exist_ok=True)
         known = ContentMemo(memo)
         joined = known.digests(self._storage(split), self._rows(split)[indices].tolist(), usable_cores())
-        try:
-            memo.parent.mkdir(parents=True, exist_ok=True)
+        with _kept_in(memo.parent):
             known.save()
-        except OSError as error:
-            raise DataError(
-                f"features: expected to keep what belongs to them in '{memo.parent}', found {error.strerror}; make "
-                "room or choose another folder (finetuning.features, or XDG_CACHE_HOME)."
-            ) from error
         return [joined[start : start + DIGEST_SIZE].hex() for start in range(0, len(joined), DIGEST_SIZE)]
 
     def _is_unlabelled(self, split: str) -> bool:
@@ -479,3 +476,15 @@ class ImageDataModule(LightningDataModule):
         if self.num_workers != "auto":
             return self.num_workers
         return max(1, min(MAX_WORKERS, all_cores() // processes))
+
+
+@contextlib.contextmanager
+def _kept_in(folder: Path) -> Iterator[None]:
+    """Says of the folder that it is not as it should be."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"features: expected to keep what belongs to them in '{folder}', found {error.strerror or error}; make "
+            "room or choose another folder (finetuning.features, or XDG_CACHE_HOME)."
+        ) from error

@@ -89,7 +89,7 @@ def brief(
         f"weights    {weights}",
         *([] if task.lineage.origin == "scratch" else [f"licence    {task.lineage.licence_in_words} (of the weights)"]),
         f"finetuning {strategy.describe(network)}",
-        *(_extras(task) if strategy.takes_steps else []),
+        *_extras(task, strategy),
         f"training   {_steps(trainer, task, data, strategy)}, precision {trainer.precision}",
         f"monitor    {f'{monitor[0]} ({monitor[1]})' if len(table.rows('val')) else unmonitored}",
         *_planned(plan),
@@ -115,6 +115,7 @@ def _steps(trainer: Trainer, task: ClassificationTask, data: ImageDataModule, st
     return f"{trainer.max_epochs} epochs at most, {batches}, AdamW at {' and '.join(rates)}"
 
 
-def _extras(task: ClassificationTask) -> list[str]:
-    chosen = [(task.hparams[setting], *told) for setting, told in _EXTRAS.items()]
+def _extras(task: ClassificationTask, strategy: Strategy) -> list[str]:
+    without = () if strategy.takes_steps else ("mixing",)
+    chosen = [(task.hparams[setting], *told) for setting, told in _EXTRAS.items() if setting not in without]
     return [f"{heading:<10} {value}: {effects[value]}" for value, heading, effects in chosen if value in effects]

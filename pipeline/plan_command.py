@@ -16,6 +16,7 @@ class PlanCLI(UntrainedCLI):
     """The settings of ``fit``, with everything chosen that is open."""
 
     plans = True
+    alone = True
 
 
 def run_plan(arguments: Sequence[str], terminal: bool, started: float) -> int:

@@ -86,6 +86,8 @@ def check_settings(settings: Any) -> None:
             f"trainer.max_epochs: expected at least 1 (the learning rate falls to zero at the last), found "
             f"{trainer.max_epochs}; set a number, or leave it out."
         )
+    if (together := trainer.accumulate_grad_batches) < 1:
+        raise UserError(f"trainer.accumulate_grad_batches: expected at least 1, found {together}; leave it out.")
     if trainer.precision is not None and str(trainer.precision) not in _PRECISIONS:
         raise UserError(
             f"trainer.precision: expected 32-true, bf16-mixed or 16-mixed (weights are kept in 32 bits), found "

@@ -31,11 +31,22 @@ from pipeline.models.sources import REGISTRY
 from pipeline.models.weights import Lineage, preprocessing_record
 from pipeline.monitor import choose_monitor
 from pipeline.planning.plan import Plan
-from pipeline.planning.session import plan_fit
+from pipeline.planning.session import plan_fit, require_one_process
+from pipeline.precision import pick_precision
 from pipeline.progress import LeftOutLine, Meter, ProgressBar, say, warn_scratch
 from pipeline.provenance import code_revision
 from pipeline.registry.weights import registered_weights
-from pipeline.runs import LAST, PLANNED, PREDICTIONS, RUNS, RunFolder, find_resumable, new_run_name, require_folder
+from pipeline.runs import (
+    LAST,
+    PLAN,
+    PLANNED,
+    PREDICTIONS,
+    RUNS,
+    RunFolder,
+    find_resumable,
+    new_run_name,
+    require_folder,
+)
 from pipeline.scoring.bulk import BulkScoring
 from pipeline.settings import check_settings, refuse_following
 from pipeline.task import ClassificationTask
@@ -57,6 +68,8 @@ class TransferCLI(LightningCLI):
 
     #: Whether the backbone is to be trained, however few images there are.
     trains = False
+    #: Whether no other process makes the same plan for the same run.
+    alone = False
 
     def __init__(self, args: Sequence[str], terminal: bool, started: float) -> None:
         self.started = started
@@ -127,10 +140,15 @@ class TransferCLI(LightningCLI):
                     f"chosen for it, found '{self.settings.budget}'; leave it out, and set what is to change, such as "
                     "trainer.max_epochs."
                 )
-            return self.earlier.taken_over(self.settings)
+            plan = self.earlier.taken_over(self.settings)
+            if not self.resumed and "trainer.precision" in self.earlier.values:  # and nobody had set it
+                plan = plan.on_another_machine(*pick_precision(str(self.settings.trainer.accelerator)))
+            return plan
         # What is drawn here must not change what is drawn later: the same settings, written out, make the same run.
         with isolate_rng():
             made = self._parser("fit").instantiate_classes(self.settings)
+            if self.settings.budget is not None and not self.alone:
+                require_one_process(self.settings.trainer)
             return plan_fit(self.settings, made.data, made.model, self.started, self.trains)
 
     def _prepare_fit(self) -> None:
@@ -164,7 +182,7 @@ class TransferCLI(LightningCLI):
         model.weights = None
         data.preprocessing = hparams["preprocessing"]
         self.lineage = Lineage(**content[LINEAGE])
-        self.earlier = _plan_of(content)
+        self.earlier = _plan_of(self.checkpoint, content)
         if self.earlier is None:
             self._keep_as_trained(hparams, bool(content.get(FROZEN)))
 
@@ -201,7 +219,8 @@ class TransferCLI(LightningCLI):
         content = read_checkpoint(self.checkpoint)
         hparams = dict(content["hyper_parameters"])
         data, model = self.settings.data.init_args, self.settings.model
-        if data.val_fraction == "auto" and (plan := _plan_of(content)) is not None:  # the same images test
+        plan = _plan_of(self.checkpoint, content)
+        if data.val_fraction == "auto" and plan is not None:  # the same images test
             data.val_fraction = plan.value_of("data.init_args.val_fraction", "auto")
         data.classes, data.preprocessing = hparams.pop("classes"), hparams.pop("preprocessing")
         data.multi_label = hparams.get("multi_label", False)
@@ -422,9 +441,11 @@ def _named(strategy: str) -> Namespace:
     return Namespace(class_path=f"pipeline.finetuning.{strategy}", init_args=Namespace())
 
 
-def _plan_of(content: dict[str, Any]) -> Plan | None:
-    """What was chosen for the run of a checkpoint; those that no command of ours has written do not say."""
-    return Plan.from_json(content[PLANNED]) if PLANNED in content else None
+def _plan_of(checkpoint: Path, content: dict[str, Any]) -> Plan | None:
+    """What was chosen for the run of a checkpoint; None where no command of ours has written it."""
+    beside = checkpoint.parent / PLAN  # where alone it was, once
+    written = content.get(PLANNED) or (beside.read_text(encoding="utf-8") if beside.is_file() else None)
+    return None if written is None else Plan.from_json(written)
 
 
 def _require_fitting_input(task: ClassificationTask, preprocessing: Preprocessing) -> None:

@@ -197,3 +197,14 @@ def test_a_cache_that_cannot_be_written_is_an_error_that_says_what_to_do(
     error = capsys.readouterr().err
     assert f"features: expected to keep what belongs to them in '{tmp_path}/no folder" in error
     assert "choose another folder (finetuning.features, or XDG_CACHE_HOME)" in error
+
+
+def test_what_a_solved_head_does_not_see_is_not_told_of_it(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ["--imbalance=logit_adjustment", "--model.test_time_augmentation=flip", "--model.mixing=mixup"]
+    assert main([*arguments, *told]) == 0
+    out = capsys.readouterr().out
+    assert "imbalance  logit_adjustment: the classes' shares are taken out" in out
+    assert "views      flip" in out
+    assert "mixing" not in out

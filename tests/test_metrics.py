@@ -230,6 +230,8 @@ def test_one_group_says_nothing_of_others() -> None:
     found = metrics.estimate_metrics(Predictions(targets, np.tile([0.6, 0.4], (10, 1))), ["one"] * 10, resamples=10)
     assert (found["accuracy"].value, found["accuracy"].low, found["accuracy"].high) == (0.5, 0, 1)
     assert (found["log_loss"].low, found["log_loss"].high) == (0, math.inf)
+    right = metrics.estimate_metrics(Predictions(targets, np.eye(2)[targets]), ["one"] * 10, resamples=10)
+    assert (right["accuracy"].value, right["accuracy"].low, right["accuracy"].high) == (1, 0, 1)
     assert found["log_loss"].bounds("loss") == {"loss_low": 0.0}
     assert json.loads(json.dumps(found["log_loss"].to_dict(), allow_nan=False))["high"] is None
 

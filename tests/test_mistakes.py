@@ -110,6 +110,7 @@ def running_runs() -> list[str]:
         ("--trainer.fast_dev_run=true", "trainer.fast_dev_run: expected no value"),
         ("--trainer.limit_test_batches=2", "results are of whole splits"),
         ("--trainer.strategy=fast", "invalid strategy name"),
+        ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches: expected at least 1"),
         ("--trainer.precision=bf16-true", "trainer.precision: expected 32-true, bf16-mixed or 16-mixed"),
         ("--trainer.precision=64", "found 64; set one of these"),
         ("--seed_everything=-1", "seed_everything: "),

@@ -66,7 +66,9 @@ def test_a_head_is_solved_unless_enough_images_pass(
 
 
 @pytest.mark.parametrize("budget", [[], ["--budget=20m"]])
-@pytest.mark.parametrize("told", ["--trainer.max_epochs=5", "--model.learning_rate=1e-4", "--model.mixing=mixup"])
+@pytest.mark.parametrize(
+    "told", ["--trainer.max_epochs=5", "--model.learning_rate=1e-4", "--model.mixing=mixup", "--patience=5"]
+)
 def test_few_images_are_left_to_the_head_unless_training_is_asked_for(
     arguments: list[str], capsys: pytest.CaptureFixture[str], told: str, budget: list[str]
 ) -> None:
@@ -292,8 +294,10 @@ def test_processes_started_together_cannot_each_measure(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert main(["plan", *arguments, *told, "--budget=30m"]) == 2
+    assert main(["fit", *arguments, *told, "--budget=30m"]) == 2
     assert "--budget: expected one process that measures" in capsys.readouterr().err
+    # What the error asks for can be done in the same place.
+    assert main(["plan", *arguments, *told, "--budget=30m", "--to=plan.yaml"]) == 0
 
 
 @pytest.mark.parametrize(("tasks", "job"), [("1", "train"), ("4", "bash")])  # one task; a shell in an allocation
@@ -389,6 +393,11 @@ def test_a_checkpoint_without_its_plan_goes_on_as_it_was_trained(arguments: list
     assert main(["fit", *arguments, "--ckpt_path=planless.ckpt", "--trainer.max_epochs=2"]) == 0
     after = read_checkpoint(runs()[-1] / "last.ckpt")["hyper_parameters"]
     assert all(before[name] == after[name] for name in ("preprocessing", "learning_rate", "head_stages"))
+    torch.save(content, first / "planless.ckpt")  # a plan lies beside it, as in earlier releases
+    assert main(["fit", *arguments, f"--ckpt_path={first / 'planless.ckpt'}", "--trainer.max_epochs=2"]) == 0
+    plans = (json.loads((folder / "plan.json").read_text()) for folder in (first, runs()[-1]))
+    kept, taken = (settings_of(plan["choices"]) for plan in plans)
+    assert taken == {**kept, "trainer.max_epochs": 2}
 
 
 def test_a_checkpoint_that_was_moved_keeps_its_plan_and_its_tests(

@@ -1,18 +1,21 @@
 """What a plan chooses, from facts alone: the rules, what fits into a budget, and who wins."""
 
+import inspect
 from dataclasses import replace
 
 import pytest
 import yaml
 from jsonargparse import Namespace
 
+from datamodules import ImageDataModule
 from pipeline.errors import UserError
-from pipeline.planning import rules
+from pipeline.planning import planner, rules
 from pipeline.planning.budget import Budget, Fitted
 from pipeline.planning.duration import in_words, seconds_of
 from pipeline.planning.facts import Facts, count_devices, first_device
 from pipeline.planning.plan import Choice, Plan
 from pipeline.planning.timing import Pace
+from pipeline.task import ClassificationTask
 
 FACTS = Facts(
     images=1_500,
@@ -446,6 +449,22 @@ PLAN = Plan(
     ),
     seconds=42.0,
 )
+
+
+def test_on_another_machine_a_run_goes_on_in_the_precision_that_suits_it() -> None:
+    chosen, told = (Choice("trainer.precision", "bf16-mixed", by_user=by_user) for by_user in (False, True))
+    for choice, expected in ((chosen, "32-true"), (told, "bf16-mixed")):
+        plan = Plan((*PLAN.choices, choice)).on_another_machine("32-true", "no bf16 unit")
+        assert plan.value_of("trainer.precision", None) == expected
+        assert plan.choices[:-1] == PLAN.choices
+
+
+@pytest.mark.parametrize("setting", [name for name in planner._OF_TRAINING if name.startswith(("model.", "data."))])
+def test_settings_of_training_have_the_defaults_that_they_are_compared_with(setting: str) -> None:
+    owner, _, name = setting.replace("init_args.", "").partition(".")
+    signature = inspect.signature({"model": ClassificationTask, "data": ImageDataModule}[owner])
+    default = signature.parameters[name].default
+    assert planner._OF_TRAINING[setting] == (None if default == "auto" else default)
 
 
 def test_a_plan_is_read_as_it_was_written() -> None:

@@ -178,7 +178,7 @@ def estimate_metrics(
             low, high = range_of(name)
         estimates[name] = Estimate(float(metric(predictions, None)), low, high, count)
     end = estimates["accuracy"].value
-    if end in (0, 1):
+    if end in (0, 1) and units > 1:
         bound = 0.05 ** (1 / units) if end == 1 else 1 - 0.05 ** (1 / units)
         for name, found in estimates.items():
             if name != "log_loss" and found.value == end:

@@ -18,7 +18,8 @@ class ProbeThenFineTune(SolvedHead):
     Args:
         features: folder where features are kept; none: below ``~/.cache``.
         measure: measure statistics of batch normalisations; otherwise those that the weights brought are used.
-        interpolate: choose a network between both by the validation images; otherwise the best epoch is taken.
+        interpolate: choose a network between both by the validation images; otherwise, and where a metric to choose by
+            or a patience is named, the best epoch is taken.
         freeze_early: the first stages keep what they have learned, those that have this share of the backbone's weights
             together at most; true: 0.02 (:func:`~pipeline.finetuning.freezing.early_parameters`); false: everything
             is trained.

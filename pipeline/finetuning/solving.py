@@ -1,5 +1,6 @@
 """A head that is solved, not trained: on features of the training images, under the network as it stands."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +23,8 @@ from pipeline.finetuning.strategy import Strategy
 from pipeline.home import cache_home
 from pipeline.models import backbones
 
+# Groups that a content joins which is in all of them.
+_MOST_JOINED = 3
 # Augmented training images that statistics are measured on, and how many are normalised together.
 _MEASURED, _MEASURED_TOGETHER = 256, 64
 
@@ -273,20 +276,25 @@ def held_out_together(digests: Sequence[str], groups: Sequence[str] | None) -> l
 
     Returns:
         Of each image a number, ``N``; equal for those that belong together, by way of others, too: copies join the
-        groups that they are in.
+        groups that they are in, unless these are so many that it is a filler (a black frame, a colour card).
 
     Example:
         >>> held_out_together(["a", "b", "a", "c"], ["one", "one", "two", ""])
         [0, 0, 0, 1]
     """
     count = len(digests)
+    own = [""] * count if groups is None else [group.strip() for group in groups]
+    found_in: defaultdict[str, set[str]] = defaultdict(set)
+    for digest, group in zip(digests, own, strict=True):
+        found_in[digest].add(group)
     # Images are linked to their content and their group, which are numbered behind them.
     number: dict[tuple[str, str], int] = {}
     links: list[tuple[int, int]] = []
-    for image, digest in enumerate(digests):
-        group = "" if groups is None else groups[image].strip()
-        for shared in [("content", digest), *([("group", group)] if group else [])]:
-            links.append((image, count + number.setdefault(shared, len(number))))
+    for image, (digest, group) in enumerate(zip(digests, own, strict=True)):
+        shared = [("group", group)] if group else []
+        if not group or len(found_in[digest]) <= _MOST_JOINED:
+            shared.append(("content", digest))
+        links += [(image, count + number.setdefault(what, len(number))) for what in shared]
     graph = coo_array((np.ones(len(links)), np.array(links).T), shape=[count + len(number)] * 2)
     return connected_components(graph, directed=False)[1][:count].tolist()
 

@@ -110,7 +110,8 @@ def features(network: nn.Module, images: Tensor) -> Tensor:
         images: normalised, float ``(N, C, H, W)``.
 
     Returns:
-        Float ``(N, F)``. In evaluation the head, where it is linear, makes the logits of it.
+        Float ``(N, F)``. In evaluation the head, where it is linear, makes the logits of it, but of the few networks of
+        timm that normalise it before.
     """
     if _head_stages(network) == 1:
         seen = network.forward_features(images)  # type: ignore[operator]

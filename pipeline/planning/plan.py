@@ -89,6 +89,12 @@ class Plan:
                 choices.append(Choice(choice.setting, value, by_user=True))
         return Plan(tuple(choices))
 
+    def on_another_machine(self, precision: str, reason: str) -> "Plan":
+        """This plan with the precision that suits this machine, unless a person has set one."""
+        here = Choice("trainer.precision", precision, reason)
+        choices = (here if choice.setting == here.setting and not choice.by_user else choice for choice in self.choices)
+        return replace(self, choices=tuple(choices))
+
     def lines(self) -> list[str]:
         """A table for people: setting, value, reason and source."""
         names = [choice.setting.replace(".init_args.", ".") for choice in self.choices]

@@ -45,11 +45,16 @@ _OF_TRAINING = {
     "trainer.max_steps": -1,
     RATE: None,
     HEAD_RATE: None,
+    "model.weight_decay": 0.05,
     "model.layer_decay": 1.0,
+    "model.warmup_fraction": 0.1,
     "model.batch_norm": None,
     "model.dropout": 0.0,
     "model.mixing": "none",
     TRANSFORMS: "standard",
+    "data.init_args.smallest_crop": None,
+    "data.init_args.reduced_epochs": None,
+    "patience": None,
 }
 _SOLVING = ("LinearProbe", "ProbeThenFineTune")  # strategies that solve the head
 _SIZES = (96, 128, 160, 192, 224)  # tried where there is a budget
@@ -100,8 +105,10 @@ class Planner:
         Raises:
             UserError: there is too little time, or features cannot be computed or kept.
         """
-        # Who names a metric to choose by, or a patience, wants images held out.
-        if self.facts.draws_val and self.settings.patience is None and self.settings.monitor == "auto":
+        told = self.settings.patience is not None or self.settings.monitor != "auto"
+        if self.facts.draws_val and told:
+            self._settle(VAL_FRACTION, rules.usual_val_fraction())
+        elif self.facts.draws_val:
             self._hold_out()
         facts = self.facts
         passes = rules.epochs(facts)
@@ -121,7 +128,7 @@ class Planner:
         self._settle(IMAGE_SIZE, rules.image_size(facts, trained))
         self._settle(CROP, rules.crop_fraction(facts))
         if chosen == "LinearProbe":
-            if VAL_FRACTION in self.choices:
+            if VAL_FRACTION in self.choices and not told:
                 self._settle(VAL_FRACTION, rules.val_fraction(facts, judges_in_folds(self.bench.task)))
             if _argument(strategy.value, "turned"):
                 self._settle(ORIENTATION, self._orientation)

@@ -74,6 +74,11 @@ def val_fraction(facts: Facts, in_folds: bool = False) -> Ruled:
     return Ruled(VAL_FRACTION, "enough to choose and to calibrate by", _measured(facts))
 
 
+def usual_val_fraction() -> Ruled:
+    """The same where a person has named what to choose by."""
+    return Ruled(VAL_FRACTION, "a metric or a patience that is named wants images held out")
+
+
 def strategy(facts: Facts, epochs: int, trains: bool) -> Ruled:
     """How the network is trained.
 
@@ -87,7 +92,7 @@ def strategy(facts: Facts, epochs: int, trains: bool) -> Ruled:
     few = facts.images <= _FEW
     fresh = strategy_of("FullFineTuning", freeze_early=_TWO_STAGES if few else facts.images <= MANY)
     if not facts.linear_head:
-        return Ruled(fresh, "the network's head is not linear, and cannot be solved")
+        return Ruled(fresh, "the network's head is not linear in its features, and cannot be solved")
     if facts.images * epochs >= _FRESH_FROM:
         return Ruled(
             fresh,

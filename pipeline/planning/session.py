@@ -36,11 +36,6 @@ def plan_fit(
     seconds = None if settings.budget is None else seconds_of(settings.budget)
     if int(os.environ.get("LOCAL_RANK", 0)) > 0 and _HANDED_ON in os.environ:
         return Plan.from_json(os.environ[_HANDED_ON])
-    if seconds is not None and started_together(settings.trainer):
-        raise UserError(
-            "--budget: expected one process that measures, found several that were started together; make a plan first "
-            "(python -m pipeline plan --budget ... --to plan.yaml), and give them --config plan.yaml."
-        )
     weights_size = settings.data.init_args.preprocessing["size"]
     facts = gather_facts(data, task, weights_size, settings.trainer)
     precision, reason = pick_precision(str(settings.trainer.accelerator))
@@ -50,12 +45,18 @@ def plan_fit(
     return plan
 
 
-def started_together(trainer: Any) -> bool:
-    """Whether others start processes beside this one, which would each measure for themselves.
+def require_one_process(trainer: Any) -> None:
+    """Refuse a budget where others start processes beside this one, which would each measure for themselves.
 
     Args:
         trainer: its settings.
+
+    Raises:
+        UserError: they do, or there are several machines.
     """
-    if TorchElasticEnvironment.detect() or int(trainer.num_nodes) > 1:
-        return True
-    return SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1
+    under_slurm = SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1
+    if under_slurm or TorchElasticEnvironment.detect() or int(trainer.num_nodes) > 1:
+        raise UserError(
+            "--budget: expected one process that measures, found several that were started together; make a plan first "
+            "(python -m pipeline plan --budget ... --to plan.yaml), and give them --config plan.yaml."
+        )

@@ -162,7 +162,8 @@ def compare(challenger: Tested, champion: Tested | None, rules: Rules) -> Compar
     if champion is not None:
         differences = paired_differences(predictions, champion.predictions, challenger.groups, rules.confidence)
         tested = mcnemar(predictions, champion.predictions, challenger.groups)
-        checks += _against(differences[rules.metric], tested, "groups" if challenger.groups else "images", rules)
+        units = "groups" if any(challenger.groups or []) else "images"
+        checks += _against(differences[rules.metric], tested, units, rules)
     ece = expected_calibration_error(predictions)
     if rules.max_ece is not None:
         checks.append(Check("max_ece", ece <= rules.max_ece, f"{ece:.4f}, at most {rules.max_ece:g} allowed"))
