@@ -1,9 +1,11 @@
 """Scoring in bulk over Ray Data: the answers, what cannot be read, workers that die, and what is refused."""
 
+import contextlib
 import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -111,8 +113,9 @@ class Pipe:
                 time.sleep(0.05)
                 continue
             while time.monotonic() < until:
-                for process in psutil.process_iter(["name"]):
-                    if "MapBatches" in " ".join(process.cmdline()) and self._is_open_in(process.pid):
+                # (Other processes come and go meanwhile: asked one by one, some would be gone.)
+                for process in psutil.process_iter(["cmdline"]):
+                    if "MapBatches" in " ".join(process.info["cmdline"] or []) and self._is_open_in(process.pid):
                         return pipe, process.pid
         raise AssertionError("no worker came to read")
 
@@ -120,7 +123,8 @@ class Pipe:
         pipe, reader = self.open()
         os.kill(reader, signal.SIGKILL)
         os.close(pipe)
-        psutil.wait_procs([psutil.Process(reader)] if psutil.pid_exists(reader) else [], timeout=10)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(reader).wait(timeout=10)
         return reader
 
     def give(self, data: bytes) -> int:
@@ -153,6 +157,7 @@ def or_give_up(work: Callable[[], Any]) -> Any:
     try:
         return work()
     except BaseException:
+        traceback.print_exc()  # the job will end with another error
         ray.shutdown()
         raise
 
