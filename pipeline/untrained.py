@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from pipeline.planning.plan import Plan
 from pipeline.transfer_cli import TransferCLI
@@ -19,7 +20,8 @@ class UntrainedCLI(TransferCLI):
         return super().make_plan() if self.plans else Plan(())
 
     def instantiate_trainer(self, **_: Any) -> Trainer:
-        return Trainer(barebones=True, accelerator="cpu")
+        # Alone, also where a cluster would start others beside it.
+        return Trainer(barebones=True, accelerator="cpu", plugins=[LightningEnvironment()])
 
     def fit(self, *_: Any, **__: Any) -> None:
         """Nothing: whoever made this object goes on with its parts."""

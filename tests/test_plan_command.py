@@ -304,7 +304,7 @@ def test_processes_started_together_cannot_each_measure(
 def test_one_process_of_a_cluster_may_measure(monkeypatch: pytest.MonkeyPatch, tasks: str, job: str) -> None:
     monkeypatch.setenv("SLURM_NTASKS", tasks)
     monkeypatch.setenv("SLURM_JOB_NAME", job)
-    assert not session.started_together(Namespace(num_nodes=1))
+    session.require_one_process(Namespace(num_nodes=1))
 
 
 def test_the_command_that_is_told_can_be_pasted(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
