@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.evaluation.calibration import tempered
 from pipeline.evaluation.familiarity import STRANGE
 from pipeline.evaluation.figures import confusion_figure, presence_figure
-from pipeline.evaluation.metrics import Estimate, confusion_matrix, estimate_metrics
+from pipeline.evaluation.metrics import Estimate, confusion_matrix, estimate_metrics, units_of
 from pipeline.evaluation.predictions import Predictions, write_csv
 from pipeline.progress import say
 from pipeline.runs import CONFIG, PREDICTIONS, SPLIT, SUMMARY, write_json
@@ -48,13 +48,18 @@ class Evaluated:
         """Metrics by full name, such as ``test/accuracy``."""
         return {f"{self.split}/{name}": estimate for name, estimate in self.metrics.items()}
 
+    @property
+    def _is_one_group(self) -> bool:
+        return len(self.paths) > 1 and units_of(len(self.paths), self.groups).max() == 0
+
     def say(self, model: str) -> None:
         """Print the metrics as a short table.
 
         Args:
             model: what was evaluated, in a few words.
         """
-        say(f"\n{self.split.replace('_', ' ')}: {len(self.paths):,} images, {model}")
+        alone = ", all of one group, which says nothing of others" if self._is_one_group else ""
+        say(f"\n{self.split.replace('_', ' ')}: {len(self.paths):,} images{alone}, {model}")
         for name, estimate in self.metrics.items():
             say(f"  {_NAMES[name]:<9} {estimate.value:.4f}   95 % interval {estimate.low:.4f} to {estimate.high:.4f}")
         familiarity = self.predictions.familiarity

@@ -14,6 +14,7 @@ from pipeline.evaluation import metrics
 from pipeline.evaluation.figures import confusion_figure, presence_figure
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.validation import validation_metrics
+from pipeline.outcome import Evaluated
 
 
 def random_predictions(seed: int, images: int, classes: int, skill: float = 2.0) -> Predictions:
@@ -234,6 +235,17 @@ def test_one_group_says_nothing_of_others() -> None:
     assert (right["accuracy"].value, right["accuracy"].low, right["accuracy"].high) == (1, 0, 1)
     assert found["log_loss"].bounds("loss") == {"loss_low": 0.0}
     assert json.loads(json.dumps(found["log_loss"].to_dict(), allow_nan=False))["high"] is None
+
+
+@pytest.mark.parametrize(("groups", "told"), [(["one"] * 4, True), (["one", "one", "two", ""], False), (None, False)])
+def test_it_is_said_where_all_images_are_of_one_group(
+    groups: list[str] | None, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    targets = np.arange(4) % 2
+    Evaluated("test", list("abcd"), Predictions(targets, np.tile([0.6, 0.4], (4, 1))), groups).say("the best network")
+    said = capsys.readouterr().out.splitlines()[1]
+    alone = ", all of one group, which says nothing of others" if told else ""
+    assert said == f"test: 4 images{alone}, the best network"
 
 
 def test_intervals_of_many_images_and_classes_take_seconds() -> None:
