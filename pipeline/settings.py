@@ -105,6 +105,15 @@ def check_settings(settings: Any) -> None:
         raise UserError(f"--output: expected a file in an existing folder, found '{settings.output}'; make the folder.")
 
 
+def says_what_to_choose_by(settings: Any) -> bool:
+    """Whether a person has said, by a metric or a patience, which epoch of ``fit`` to hand over.
+
+    Args:
+        settings: the configuration of ``fit``.
+    """
+    return settings.monitor != "auto" or settings.patience is not None
+
+
 def require_model_name(setting: str, name: str) -> None:
     """Refuse a name that the registry does not take.
 

@@ -48,7 +48,7 @@ from pipeline.runs import (
     require_folder,
 )
 from pipeline.scoring.bulk import BulkScoring
-from pipeline.settings import check_settings, refuse_following
+from pipeline.settings import check_settings, refuse_following, says_what_to_choose_by
 from pipeline.task import ClassificationTask
 from pipeline.tracking.logger import MLflowLogger
 from pipeline.tracking.recorder import DataFacts
@@ -144,11 +144,11 @@ class TransferCLI(LightningCLI):
             if not self.resumed and "trainer.precision" in self.earlier.values:  # and nobody had set it
                 plan = plan.on_another_machine(*pick_precision(str(self.settings.trainer.accelerator)))
             return plan
+        if self.settings.budget is not None and not self.alone:
+            require_one_process(self.settings.trainer)
         # What is drawn here must not change what is drawn later: the same settings, written out, make the same run.
         with isolate_rng():
             made = self._parser("fit").instantiate_classes(self.settings)
-            if self.settings.budget is not None and not self.alone:
-                require_one_process(self.settings.trainer)
             return plan_fit(self.settings, made.data, made.model, self.started, self.trains)
 
     def _prepare_fit(self) -> None:
@@ -343,20 +343,15 @@ class TransferCLI(LightningCLI):
             ),
             started=self.started,
             interpolates=self._interpolates(folder, validates),
-            settles=not self._told,
+            settles=not says_what_to_choose_by(settings),
             validates=validates,
             probe=self.strategy if isinstance(self.strategy, LinearProbe) else None,
             resumes=self.resumed is not None,
         )
 
-    @property
-    def _told(self) -> bool:
-        """Whether a person has said, by a metric or a patience, which epoch to hand over."""
-        return self.settings.monitor != "auto" or self.settings.patience is not None
-
     def _interpolates(self, folder: Path, validates: bool) -> bool:
         """Whether a network between the training's start and its end is handed over, and none of its epochs."""
-        if not self.strategy.interpolates or (self._told and validates):
+        if not self.strategy.interpolates or (says_what_to_choose_by(self.settings) and validates):
             return False
         # A run that begins from a checkpoint of another one does not see where the training began.
         return self.checkpoint is None or (self.resumed is not None and saw_the_start(folder))

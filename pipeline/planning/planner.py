@@ -27,6 +27,7 @@ from pipeline.planning.plan import OPEN, Choice, Plan
 from pipeline.planning.rules import Ruled
 from pipeline.planning.timing import Stopwatch
 from pipeline.precision import computing
+from pipeline.settings import says_what_to_choose_by
 from pipeline.task import ClassificationTask
 
 TRAIN_SIZE, IMAGE_SIZE, CROP = (f"data.init_args.{name}" for name in ("train_size", "image_size", "crop_fraction"))
@@ -105,7 +106,7 @@ class Planner:
         Raises:
             UserError: there is too little time, or features cannot be computed or kept.
         """
-        told = self.settings.patience is not None or self.settings.monitor != "auto"
+        told = says_what_to_choose_by(self.settings)
         if self.facts.draws_val and told:
             self._settle(VAL_FRACTION, rules.usual_val_fraction())
         elif self.facts.draws_val:
