@@ -1,6 +1,5 @@
 """What every data source shares: splits, classes, augmentation and loaders."""
 
-import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
@@ -21,7 +20,7 @@ from datamodules.checking import (
     unreadable_images,
     usable_cores,
 )
-from datamodules.contents import DIGEST_SIZE, ContentMemo
+from datamodules.contents import remembered_digests
 from datamodules.dataset import UNLABELLED, ImageDataset, ImageLoader, ResumableDataLoader
 from datamodules.division import VAL_FRACTION, Division
 from datamodules.errors import DataError
@@ -258,13 +257,8 @@ class ImageDataModule(LightningDataModule):
         Raises:
             DataError: the memo cannot be written.
         """
-        with _kept_in(memo.parent):
-            memo.parent.mkdir(parents=True, exist_ok=True)
-        known = ContentMemo(memo)
-        joined = known.digests(self._storage(split), self._rows(split)[indices].tolist(), usable_cores())
-        with _kept_in(memo.parent):
-            known.save()
-        return [joined[start : start + DIGEST_SIZE].hex() for start in range(0, len(joined), DIGEST_SIZE)]
+        rows = self._rows(split)[indices].tolist()
+        return remembered_digests(self._storage(split), rows, memo, usable_cores())
 
     def _is_unlabelled(self, split: str) -> bool:
         return split == "predict" and self.predict_path is not None
@@ -426,38 +420,11 @@ class ImageDataModule(LightningDataModule):
     def _loader(self, split: str, kind: type[Loader]) -> Loader:
         dataset = self.dataset(split)
         training = split == "train"
-        replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
-        if len(dataset) < replicas:
-            raise DataError(
-                f"data: expected at least one image of {split} for each of {replicas} processes, found {len(dataset)}; "
-                "use fewer devices."
-            )
+        sampler = self._sampler(split, dataset)
         if self.cache is not None:
             dataset.kept = kept_images(
                 dataset, self.cache, self.cache_bytes, partial(self.progress, f"decoding {split}")
             )
-        chances = None
-        if training and self.imbalance == "balanced_sampling":
-            number = {name: index for index, name in enumerate(self.classes)}
-            labels = [tuple(number[name] for name in self.table.listing.classes_of(row)) for row in dataset.rows]
-            chances = class_balance(labels, len(self.classes))
-        storage = dataset.storage
-        if chances is not None and storage.blocks is not None:
-            raise DataError(
-                "imbalance: expected weighted_loss or logit_adjustment for data that is streamed, found "
-                "balanced_sampling, which would fetch every block many times."
-            )
-        blocks = None if storage.blocks is None else storage.blocks[dataset.rows]
-        sampler = EpochSampler(
-            dataset,
-            replicas,
-            rank,
-            training=training,
-            seed=self.seed,
-            chances=chances,
-            blocks=blocks,
-            window=storage.window,
-        )
         workers = self.workers(self.trainer.num_devices if self.trainer is not None else 1)
         return kind(
             dataset,
@@ -471,20 +438,38 @@ class ImageDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
+    def _sampler(self, split: str, dataset: ImageDataset) -> EpochSampler:
+        replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
+        if len(dataset) < replicas:
+            raise DataError(
+                f"data: expected at least one image of {split} for each of {replicas} processes, found {len(dataset)}; "
+                "use fewer devices."
+            )
+        training = split == "train"
+        blocks = dataset.storage.blocks
+        chances = None
+        if training and self.imbalance == "balanced_sampling":
+            if blocks is not None:
+                raise DataError(
+                    "imbalance: expected weighted_loss or logit_adjustment for data that is streamed, found "
+                    "balanced_sampling, which would fetch every block many times."
+                )
+            number = {name: index for index, name in enumerate(self.classes)}
+            labels = [tuple(number[name] for name in self.table.listing.classes_of(row)) for row in dataset.rows]
+            chances = class_balance(labels, len(self.classes))
+        return EpochSampler(
+            dataset,
+            replicas,
+            rank,
+            training=training,
+            seed=self.seed,
+            chances=chances,
+            blocks=None if blocks is None else blocks[dataset.rows],
+            window=dataset.storage.window,
+        )
+
     def workers(self, processes: int) -> int:
         """Reading processes of each of so many training ones on this machine."""
         if self.num_workers != "auto":
             return self.num_workers
         return max(1, min(MAX_WORKERS, all_cores() // processes))
-
-
-@contextlib.contextmanager
-def _kept_in(folder: Path) -> Iterator[None]:
-    """Says of the folder that it is not as it should be."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"features: expected to keep what belongs to them in '{folder}', found {error.strerror or error}; make "
-            "room or choose another folder (finetuning.features, or XDG_CACHE_HOME)."
-        ) from error

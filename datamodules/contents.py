@@ -1,15 +1,17 @@
 """What images contain, as digests, without reading files again that have not changed."""
 
+import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from datamodules.errors import DataError
 from datamodules.locks import waiting_lock
 from datamodules.storage import Storage
 
@@ -110,6 +112,40 @@ class ContentMemo:
         if found.st_mtime_ns < asked_ns - _TICK_NS:
             self._new[name] = (found.st_size, found.st_mtime_ns, content)
         return content
+
+
+def remembered_digests(storage: Storage, rows: Sequence[int], memo: Path, threads: int) -> list[str]:
+    """Digests of encoded images, in hexadecimal digits; files that are as a memo noted them are not read.
+
+    Args:
+        storage: where the images lie.
+        rows: which of them.
+        memo: file of a :class:`ContentMemo`; it and its folder are made where they are missing.
+        threads: that read.
+
+    Raises:
+        OSError: an image cannot be read.
+        DataError: the memo cannot be written.
+    """
+    with _kept_in(memo.parent):
+        memo.parent.mkdir(parents=True, exist_ok=True)
+    known = ContentMemo(memo)
+    joined = known.digests(storage, rows, threads)
+    with _kept_in(memo.parent):
+        known.save()
+    return [joined[start : start + DIGEST_SIZE].hex() for start in range(0, len(joined), DIGEST_SIZE)]
+
+
+@contextlib.contextmanager
+def _kept_in(folder: Path) -> Iterator[None]:
+    """Says of the folder that it is not as it should be."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"features: expected to keep what belongs to them in '{folder}', found {error.strerror or error}; make "
+            "room or choose another folder (finetuning.features, or XDG_CACHE_HOME)."
+        ) from error
 
 
 def _blake2b(data: bytes = b"") -> hashlib.blake2b:

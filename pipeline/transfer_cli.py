@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -19,34 +18,18 @@ from datamodules.preprocessing import Preprocessing
 from datamodules.splits import SPLITS
 from pipeline.arguments import add_arguments, add_seed
 from pipeline.briefing import brief
-from pipeline.checkpoints import existing_checkpoint, is_trained_to_the_end, read_checkpoint
 from pipeline.errors import UserError
 from pipeline.evaluation.predictions import PredictionCollector, write_csv
 from pipeline.finetuning import LinearProbe, Strategy
-from pipeline.finetuning.strategy import FROZEN
 from pipeline.finishing import saw_the_start
 from pipeline.fitting import Fitting, evaluate, interruptible
-from pipeline.models.files import LINEAGE, read_facts
-from pipeline.models.sources import REGISTRY
-from pipeline.models.weights import Lineage, preprocessing_record
 from pipeline.monitor import choose_monitor
+from pipeline.origin import Origin, start_evaluation, start_fit
 from pipeline.planning.plan import Plan
 from pipeline.planning.session import plan_fit, require_one_process
-from pipeline.precision import pick_precision
 from pipeline.progress import LeftOutLine, Meter, ProgressBar, say, warn_scratch
 from pipeline.provenance import code_revision
-from pipeline.registry.weights import registered_weights
-from pipeline.runs import (
-    LAST,
-    PLAN,
-    PLANNED,
-    PREDICTIONS,
-    RUNS,
-    RunFolder,
-    find_resumable,
-    new_run_name,
-    require_folder,
-)
+from pipeline.runs import PREDICTIONS, RUNS, RunFolder, new_run_name, require_folder
 from pipeline.scoring.bulk import BulkScoring
 from pipeline.settings import check_settings, refuse_following, says_what_to_choose_by
 from pipeline.task import ClassificationTask
@@ -75,12 +58,8 @@ class TransferCLI(LightningCLI):
         self.started = started
         self.terminal = terminal
         self.args = list(args)
-        self.checkpoint: Path | None = None
-        self.resumed: dict[str, Any] | None = None
-        self.lineage: Lineage | None = None
+        self.origin = Origin()
         self.plan = Plan(())
-        #: Of the run that this one goes on from.
-        self.earlier: Plan | None = None
         self._scratch = tempfile.TemporaryDirectory(prefix="transfer-pipeline-")
         strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
@@ -123,118 +102,31 @@ class TransferCLI(LightningCLI):
         check_settings(settings)
         self.config_text = self._parser(self.subcommand).dump(settings)
         if self.subcommand == "fit":
-            self._prepare_fit()
+            require_folder(RUNS)
+            self.origin = start_fit(settings, self.ckpt_path, self.config_text, Path(self._scratch.name))
             self.plan = self.make_plan()
             self.plan.apply(settings)
-            self._require_epochs()
+            self.origin.require_epochs_left(settings.trainer.max_epochs)
         else:
-            self._take_from_checkpoint()
-            settings.finetuning = _named("FullFineTuning")  # a strategy has to be named, and none is needed
+            self._require_output()
+            self.origin = start_evaluation(settings, self.ckpt_path, self.args)
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """That the run goes on from, or that is evaluated."""
+        return self.origin.checkpoint
 
     def make_plan(self) -> Plan:
         """Choose what is open in the settings; a run that goes on keeps what was chosen for it."""
-        if self.earlier is not None:
-            if self.settings.budget is not None and not self.resumed:
-                raise UserError(
-                    f"--budget: expected none for a run that goes on from '{self.checkpoint}' and keeps what was "
-                    f"chosen for it, found '{self.settings.budget}'; leave it out, and set what is to change, such as "
-                    "trainer.max_epochs."
-                )
-            plan = self.earlier.taken_over(self.settings)
-            if not self.resumed and "trainer.precision" in self.earlier.values:  # and nobody had set it
-                plan = plan.on_another_machine(*pick_precision(str(self.settings.trainer.accelerator)))
-            return plan
+        kept = self.origin.plan_kept(self.settings)
+        if kept is not None:
+            return kept
         if self.settings.budget is not None and not self.alone:
             require_one_process(self.settings.trainer)
         # What is drawn here must not change what is drawn later: the same settings, written out, make the same run.
         with isolate_rng():
             made = self._parser("fit").instantiate_classes(self.settings)
             return plan_fit(self.settings, made.data, made.model, self.started, self.trains)
-
-    def _prepare_fit(self) -> None:
-        require_folder(RUNS)
-        data, model = self.settings.data.init_args, self.settings.model
-        if self.ckpt_path is None:
-            if model.weights is not None and model.weights.startswith(REGISTRY):
-                uri = self.settings.logger.tracking_uri
-                address, path = registered_weights(model.weights, uri, Path(self._scratch.name))
-                facts = read_facts(path)
-                self.lineage = Lineage(address, facts.source or address, facts.licence)
-                model.weights = str(path)
-            data.preprocessing = preprocessing_record(model.backbone, model.weights)
-            return
-        if self.ckpt_path == "last":
-            folder, self.resumed = find_resumable(self.config_text)
-            self.checkpoint = folder / LAST
-        else:
-            self.checkpoint = existing_checkpoint(self.ckpt_path, in_folder=LAST)
-        content = read_checkpoint(self.checkpoint)
-        hparams = content["hyper_parameters"]
-        # Earlier releases had heads of one kind, of which their checkpoints say nothing.
-        network = {"backbone": hparams["backbone"], "head_stages": hparams.get("head_stages", 1)}
-        for name, found in network.items():
-            if model[name] not in ("auto", found):
-                raise UserError(
-                    f"--ckpt_path: expected a checkpoint of model.{name} '{model[name]}', found one of '{found}' in "
-                    f"'{self.checkpoint}'; set model.{name} to it."
-                )
-        # Weights start a run; this one goes on from a checkpoint, which also says how its images were prepared.
-        model.weights = None
-        data.preprocessing = hparams["preprocessing"]
-        self.lineage = Lineage(**content[LINEAGE])
-        self.earlier = _plan_of(self.checkpoint, content)
-        if self.earlier is None:
-            self._keep_as_trained(hparams, bool(content.get(FROZEN)))
-
-    def _keep_as_trained(self, hparams: dict[str, Any], freezes: bool) -> None:
-        """What a checkpoint knows of the choices made for it, where nobody sets something else."""
-        data, model = self.settings.data.init_args, self.settings.model
-        for name in ("learning_rate", "head_learning_rate", "head_stages", "batch_norm", "test_time_augmentation"):
-            if model[name] == "auto" and name in hparams:  # of earlier releases' checkpoints not all are
-                model[name] = hparams[name]
-        for name, recorded in (("image_size", "size"), ("crop_fraction", "crop")):
-            if data[name] == "auto":
-                data[name] = hparams["preprocessing"][recorded]
-        if self.settings.finetuning is None:  # its head is trained, and is not solved again
-            self.settings.finetuning = _named("ProbeThenFineTune" if freezes else "FullFineTuning")
-
-    def _require_epochs(self) -> None:
-        epochs = self.settings.trainer.max_epochs
-        # A run that was interrupted when all was trained still has its tests before it.
-        if (
-            self.checkpoint is None
-            or self.resumed
-            or not is_trained_to_the_end(read_checkpoint(self.checkpoint), epochs)
-        ):
-            return
-        raise UserError(
-            f"--ckpt_path: expected a checkpoint with less than trainer.max_epochs={epochs} epochs behind it, found "
-            f"'{self.checkpoint}' done with them; raise trainer.max_epochs, or use `test`."
-        )
-
-    def _take_from_checkpoint(self) -> None:
-        """Evaluation takes the network, its classes and its preprocessing from the checkpoint."""
-        self._require_output()
-        self.checkpoint = existing_checkpoint(self.ckpt_path)
-        content = read_checkpoint(self.checkpoint)
-        hparams = dict(content["hyper_parameters"])
-        data, model = self.settings.data.init_args, self.settings.model
-        plan = _plan_of(self.checkpoint, content)
-        if data.val_fraction == "auto" and plan is not None:  # the same images test
-            data.val_fraction = plan.value_of("data.init_args.val_fraction", "auto")
-        data.classes, data.preprocessing = hparams.pop("classes"), hparams.pop("preprocessing")
-        data.multi_label = hparams.get("multi_label", False)
-        data.image_size = data.crop_fraction = "auto"
-        # The record says it, and it wins.
-        data.channels = data.preprocessing["channels"]
-        data.dtype = data.preprocessing.get("dtype", "uint8")
-        model.weights = None
-        # How many views are averaged is a choice of who evaluates.
-        if any(arg.split("=")[0] == "--model.test_time_augmentation" for arg in self.args):
-            hparams.pop("test_time_augmentation", None)
-        for name, value in hparams.items():
-            if name in model:  # earlier releases knew more settings
-                model[name] = value
 
     def _require_output(self) -> None:
         """Settle where predictions go: a CSV file, or, of ``predict`` alone, a folder."""
@@ -292,8 +184,8 @@ class TransferCLI(LightningCLI):
 
     def _make_fitting(self) -> Fitting:
         settings, data, task = self.config_init[self.subcommand], self.datamodule, self.model
-        identity = self.resumed or {}
-        folder = self.checkpoint.parent if self.resumed and self.checkpoint else RUNS / new_run_name()
+        identity = self.origin.resumed or {}
+        folder = self.checkpoint.parent if identity and self.checkpoint else RUNS / new_run_name()
         table = data.table
         self.monitor = choose_monitor(settings.monitor, table.counts("train"), data.multi_label)
         logger = None
@@ -308,8 +200,8 @@ class TransferCLI(LightningCLI):
                 f"registered_model_name: expected tracking for '{settings.registered_model_name}' to be registered in, "
                 "found trainer.logger set; leave trainer.logger out."
             )
-        if self.lineage is not None:
-            task.lineage = self.lineage
+        if self.origin.lineage is not None:
+            task.lineage = self.origin.lineage
         tags = {
             "backbone": task.hparams["backbone"],
             "weights": task.lineage.address,
@@ -321,7 +213,7 @@ class TransferCLI(LightningCLI):
             "data_digest": table.digest,
             "code_revision": code_revision(),
         }
-        if self.checkpoint is not None and not self.resumed:
+        if self.origin.begins_from_checkpoint:
             tags["resumed_from"] = str(self.checkpoint)
         counts = {split: dict(table.counts(split)) for split in SPLITS}
         validates = self._require_validation()
@@ -346,7 +238,7 @@ class TransferCLI(LightningCLI):
             settles=not says_what_to_choose_by(settings),
             validates=validates,
             probe=self.strategy if isinstance(self.strategy, LinearProbe) else None,
-            resumes=self.resumed is not None,
+            resumes=bool(identity),
         )
 
     def _interpolates(self, folder: Path, validates: bool) -> bool:
@@ -354,7 +246,7 @@ class TransferCLI(LightningCLI):
         if not self.strategy.interpolates or (says_what_to_choose_by(self.settings) and validates):
             return False
         # A run that begins from a checkpoint of another one does not see where the training began.
-        return self.checkpoint is None or (self.resumed is not None and saw_the_start(folder))
+        return self.checkpoint is None or (self.origin.resumed is not None and saw_the_start(folder))
 
     def _require_validation(self) -> bool:
         """Whether there are validation images; without them there is nothing that could stop early."""
@@ -430,17 +322,6 @@ class TransferCLI(LightningCLI):
             paths = datamodule.paths("predict")
             write_csv(output, paths, self.collector.collected, model.classes)
             say(f"{len(paths):,} predictions in {output}")
-
-
-def _named(strategy: str) -> Namespace:
-    return Namespace(class_path=f"pipeline.finetuning.{strategy}", init_args=Namespace())
-
-
-def _plan_of(checkpoint: Path, content: dict[str, Any]) -> Plan | None:
-    """What was chosen for the run of a checkpoint; None where no command of ours has written it."""
-    beside = checkpoint.parent / PLAN  # where alone it was, once
-    written = content.get(PLANNED) or (beside.read_text(encoding="utf-8") if beside.is_file() else None)
-    return None if written is None else Plan.from_json(written)
 
 
 def _require_fitting_input(task: ClassificationTask, preprocessing: Preprocessing) -> None:

@@ -88,6 +88,16 @@ def test_a_probe_that_recognises_hardly_more_than_chance_allows_nothing_that_pho
     assert found(0.93, 0.91, 0.5).orientation == "upright"
 
 
+def test_a_turn_must_not_cost_much_of_the_little_that_is_recognised() -> None:
+    def allowed(turned: float, upright: float = 0.08) -> str:
+        shares = {"mirrored": upright, "flipped": turned, "any": turned}
+        return Recognised(upright, shares, dict.fromkeys(TURNS, 0.003), images=2_000, chance=0.005).orientation
+
+    assert allowed(0.045) == "mirrored"  # half of it would be lost, if only 3.5 in a hundred pictures
+    assert allowed(0.07) == "any"
+    assert allowed(0.77, upright=0.8) == "any"
+
+
 def test_very_many_classes_of_which_little_is_recognised_stay_as_photographs_are() -> None:
     rng = np.random.default_rng(0)
     features = {turn: rng.normal(size=(100, 8)).astype(np.float32) for turn in (None, *TURNS)}

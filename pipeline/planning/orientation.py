@@ -16,8 +16,9 @@ from torch.nn import functional
 from datamodules.transforms import Orientation
 from pipeline.finetuning.probe import deal_folds, fit_probe
 
-#: Share of the pictures, beyond what chance explains, that may be lost before a turn counts as one that matters.
-TOLERANCE = 0.04
+#: Share of the pictures that may be lost before a turn counts as one that matters, if that is not more than a quarter
+#: of what is recognised beyond chance.
+TOLERANCE, _OF_RECOGNISED = 0.04, 0.25
 #: The largest standard error of what is lost with which a turn is allowed that photographs do not have anyway.
 _UNSURE = 0.05
 # Each orientation allows what those before it do, and one turn more: how it is called, and how it is made of
@@ -54,10 +55,16 @@ class Recognised:
         for turn, share in self.turned.items():
             error = self.errors[turn]
             unsure = error > _UNSURE or not self._could_lose
-            if self.upright - share - error > TOLERANCE or (turn != "mirrored" and unsure):
+            if self.upright - share - error > self._tolerance or (turn != "mirrored" and unsure):
                 break
             allowed = turn
         return allowed
+
+    @property
+    def _tolerance(self) -> float:
+        if not self._could_lose:  # and what is lost says nothing either
+            return TOLERANCE
+        return min(TOLERANCE, _OF_RECOGNISED * (self.upright - self.chance))
 
     @property
     def _could_lose(self) -> bool:
