@@ -11,7 +11,7 @@ pipeline audit`` finds them, stay on one side of the divisions of trash and elpv
 for each seed. Cells come divided: their seeds differ in the training alone and, with 20 a class, in the images drawn.
 
 Every contestant is a process of its own; seconds run from its start to its end, and are reported where no others took
-more than a twentieth of the processors' time beside it. It starts from the same ResNet-18 and is told the same training
+more than a twentieth of the processors' time beside it. It starts from the same ResNet and is told the same training
 images, all of which the peers train on; ours draws its validation images from them. Peers see images of 160 px for 5
 epochs (20 with 20 images a class) in float32; ours is told nothing. GPUs are hidden from all. Each result is written at
 once as a JSON line of ``--results``, where a second run goes on. ECE has 15 bins of equal width, and the answers under
@@ -49,6 +49,8 @@ from pipeline.provenance import code_revision
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ("hf_trainer", "logistic_regression", "fastai_fine_tune", "pytorch_tutorial", "timm_adamw")
+#: Of which the material has weights.
+BACKBONES = ("resnet18", "resnet50")
 SIZE, TEST_SHARE, FEW = 160, 0.25, 20
 #: The smallest probability that eight decimals, which the peers write, can tell from 0; it is the least of all.
 SMALLEST = 1e-8
@@ -105,10 +107,10 @@ CASES = {str(case): case for few in (True, False) for case in (Case(name, few) f
 class Workplace:
     """The folder where everything is kept, and what contestants are started with."""
 
-    def __init__(self, folder: Path, material: Path, epochs: int | None) -> None:
-        self.folder, self.material, self.epochs = folder, material, epochs
-        self.weights = material / "weights/resnet18_imagenet.fp16.safetensors"
-        self.network = ("--model.backbone=resnet18", f"--model.weights={self.weights}")
+    def __init__(self, folder: Path, material: Path, epochs: int | None, backbone: str = BACKBONES[0]) -> None:
+        self.folder, self.material, self.epochs, self.backbone = folder, material, epochs, backbone
+        self.weights = material / f"weights/{backbone}_imagenet.fp16.safetensors"
+        self.network = (f"--model.backbone={backbone}", f"--model.weights={self.weights}")
         (folder / "logs").mkdir(parents=True, exist_ok=True)
 
     def root(self, source: str) -> Path:
@@ -214,14 +216,14 @@ class Workplace:
                 command += [f"--seed_everything={seed}", *told]
             else:
                 command = [script(contestant), f"--images={tables / 'train.csv'}", f"--test={tables / 'test.csv'}"]
-                command += [f"--weights={self.weights}", f"--epochs={epochs}", f"--size={SIZE}", f"--seed={seed}"]
-                command += [f"--output={scratch / 'probabilities.csv'}"]
+                command += [f"--backbone={self.backbone}", f"--weights={self.weights}", f"--epochs={epochs}"]
+                command += [f"--size={SIZE}", f"--seed={seed}", f"--output={scratch / 'probabilities.csv'}"]
             cost = self.run(command, scratch, f"{case}-{seed}-{contestant}")
             (answers,) = scratch.glob("runs/*/predictions.csv" if is_ours(contestant) else "probabilities.csv")
             judged = judge(answers, root, tables / "test.csv")
             if is_ours(contestant):
                 judged["plan"] = plan_of(answers.parent)
-        key: Result = {"case": str(case), "seed": seed, "contestant": contestant}
+        key: Result = {"case": str(case), "seed": seed, "contestant": contestant, "backbone": self.backbone}
         bf16 = pick_precision("cpu")[0] == "bf16-mixed"
         machine = {"processors": os.cpu_count(), "bf16": bf16, "revision": code_revision()}
         took = {"seconds": round(cost.seconds, 2), "others": round(cost.others, 3)}
@@ -356,6 +358,12 @@ def main() -> None:
     names = ", ".join(everybody)
     parser.add_argument("--contestants", nargs="+", choices=everybody, default=everybody, metavar="NAME", help=names)
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 to 4 with 20 images a class, 0 to 2 in full")
+    parser.add_argument(
+        "--backbone",
+        choices=BACKBONES,
+        default=BACKBONES[0],
+        help="default: %(default)s; another: --results elsewhere",
+    )
     parser.add_argument("--epochs", type=int, help="of the peers; to try the machinery, with --results elsewhere")
     parser.add_argument("--again", action="store_true", help="run what has results, too")
     parser.add_argument("--report", action="store_true", help="only print the tables of what has been run")
@@ -363,7 +371,7 @@ def main() -> None:
     arguments = parser.parse_args(given)
     file = arguments.results
     if not arguments.report:
-        workplace = Workplace(arguments.work.resolve(), material_folder(), arguments.epochs)
+        workplace = Workplace(arguments.work.resolve(), material_folder(), arguments.epochs, arguments.backbone)
         contestants = [shlex.join([OURS, *told]) if name == OURS else name for name in arguments.contestants]
         done = set() if arguments.again else {key_of(result) for result in read_results(file)}
         work = [

@@ -3,8 +3,8 @@
 A peer is a script that trains on every image of one table and answers for those of another, as its own documentation
 shows and with its own defaults. None imports anything of this project, so that none can gain or lose by it:
 
-    python benchmarks/peers/<peer>.py --images train.csv --test test.csv --weights resnet18.safetensors \
-        --epochs 20 --size 160 --seed 0 --output probabilities.csv
+    python benchmarks/peers/<peer>.py --images train.csv --test test.csv --backbone resnet18 \
+        --weights resnet18.safetensors --epochs 20 --size 160 --seed 0 --output probabilities.csv
 
 Tables have the columns ``path`` and ``label``; the output has ``path`` and ``p_<class>`` for each class.
 """
@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
-from torchvision.models import ResNet, resnet18
+from torchvision.models import ResNet, get_model
 
 BATCH, WORKERS = 32, 2
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -41,6 +41,7 @@ class Job:
 
     train: list[tuple[str, str]]
     test: list[tuple[str, str]]
+    backbone: str
     weights: Path
     epochs: int
     size: int
@@ -65,7 +66,8 @@ def read_job(description: str | None) -> Job:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="CSV of the training images")
     parser.add_argument("--test", type=Path, required=True, help="CSV of the test images")
-    parser.add_argument("--weights", type=Path, required=True, help="safetensors file of a ResNet-18")
+    parser.add_argument("--backbone", required=True, help="a ResNet, as torchvision names it")
+    parser.add_argument("--weights", type=Path, required=True, help="its safetensors file")
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--size", type=int, required=True, help="pixels a side")
     parser.add_argument("--seed", type=int, required=True)
@@ -75,7 +77,7 @@ def read_job(description: str | None) -> Job:
     np.random.seed(given.seed)
     torch.manual_seed(given.seed)
     train, test = read_table(given.images), read_table(given.test)
-    return Job(train, test, given.weights, given.epochs, given.size, given.seed, given.output)
+    return Job(train, test, given.backbone, given.weights, given.epochs, given.size, given.seed, given.output)
 
 
 def read_table(file: Path) -> list[tuple[str, str]]:
@@ -84,8 +86,9 @@ def read_table(file: Path) -> list[tuple[str, str]]:
 
 
 def pretrained(job: Job) -> ResNet:
-    """torchvision's ResNet-18 with the weights of the file and a new head (as its own ``fc`` starts)."""
-    network = resnet18(weights=None)
+    """torchvision's ResNet with the weights of the file and a new head (as its own ``fc`` starts)."""
+    network = get_model(job.backbone, weights=None)
+    assert isinstance(network, ResNet)
     network.load_state_dict(load_file(job.weights))
     network.fc = nn.Linear(network.fc.in_features, len(job.classes))
     return network
