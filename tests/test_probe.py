@@ -1,6 +1,7 @@
 """The linear classifier on frozen features: at its optimum, with a penalty that held-out images chose."""
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -24,15 +25,24 @@ def logits(probe: Probe, features: torch.Tensor) -> torch.Tensor:
     return features @ probe.weight.T + probe.bias
 
 
-def reference(features: torch.Tensor, targets: np.ndarray, penalty: float, weights: np.ndarray) -> LogisticRegression:
-    """The same problem as scikit-learn solves it, on features standardised under the weights."""
-    share = torch.from_numpy(weights / weights.sum()).float()
-    mean = share @ features
-    standardised = (features - mean) / (share @ (features - mean) ** 2).sqrt()
+def standardising(
+    features: torch.Tensor, weights: np.ndarray | None = None, units: int | None = None
+) -> Callable[[torch.Tensor], np.ndarray]:
+    """Mean zero and about variance one under the weights; four more of so many units have the median variance."""
+    share = torch.ones(len(features)) if weights is None else torch.from_numpy(weights).float()
+    units = units or len(features)
+    mean = share @ features / share.sum()
+    variance = share @ (features - mean) ** 2 / share.sum()
+    deviation = ((units * variance + 4 * variance.median()) / (units + 4)).sqrt()
+    return lambda others: ((others - mean) / deviation).double().numpy()
+
+
+def reference(features: np.ndarray, targets: np.ndarray, penalty: float, weights: np.ndarray) -> LogisticRegression:
+    """The same problem as scikit-learn solves it."""
     solver = LogisticRegression(C=1 / (penalty * weights.sum()), max_iter=5000, tol=1e-8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return solver.fit(standardised.double().numpy(), targets, sample_weight=weights), standardised
+        return solver.fit(features, targets, sample_weight=weights)
 
 
 @pytest.mark.parametrize("penalty", [1e-3, 1e-2, 0.1, 1.0])
@@ -40,11 +50,11 @@ def reference(features: torch.Tensor, targets: np.ndarray, penalty: float, weigh
 def test_it_is_at_the_optimum(classes: int, penalty: float) -> None:
     features, targets = drawn(0, classes=classes)
     weights = np.random.default_rng(0).integers(0, 4, len(targets)).astype(float)
-    solver, standardised = reference(features, targets.numpy(), penalty, weights)
-    if classes == 2:  # one row of coefficients in place of two that mirror each other, which count twice
-        solver, standardised = reference(features, targets.numpy(), penalty / 2, weights)
+    standardised = standardising(features, weights)(features)
+    # Of two classes one row of coefficients in place of two that mirror each other, which count twice.
+    solver = reference(standardised, targets.numpy(), penalty / 2 if classes == 2 else penalty, weights)
     found = logits(fit_probe(features, targets, classes, torch.from_numpy(weights), penalties=[penalty]), features)
-    expected = solver.predict_proba(standardised.double().numpy())
+    expected = solver.predict_proba(standardised)
     np.testing.assert_allclose(found.softmax(1).numpy(), expected, atol=4e-3)
 
 
@@ -53,9 +63,10 @@ def test_several_classes_an_image_are_a_regression_each(penalty: float) -> None:
     features, targets = drawn(1)
     several = torch.stack([targets == 0, targets >= 2, features[:, 0] > 5], 1).float()
     found = logits(fit_probe(features, several, 3, penalties=[penalty]), features).sigmoid().numpy()
+    standardised = standardising(features)(features)
     for column in range(3):
-        solver, standardised = reference(features, several[:, column].numpy(), penalty, np.ones(len(several)))
-        expected = solver.predict_proba(standardised.double().numpy())[:, 1]
+        solver = reference(standardised, several[:, column].numpy(), penalty, np.ones(len(several)))
+        expected = solver.predict_proba(standardised)[:, 1]
         np.testing.assert_allclose(found[:, column], expected, atol=4e-3)
 
 
@@ -113,7 +124,7 @@ def test_the_losses_are_those_of_folds_that_are_solved_one_by_one(grouped: bool)
     penalties = [0.03, 0.1, 0.3]
     probe = fit_probe(features, targets, 4, together=together, penalties=penalties)
     folds = deal_folds(torch.nn.functional.one_hot(targets, 4), together, seed=0).numpy()
-    standardised = ((features - features.mean(0)) / features.std(0, correction=0)).double().numpy()
+    standardised = standardising(features, units=len(set(together or range(1200))))(features)
     for penalty in penalties:
         total = 0.0
         for fold in np.unique(folds):
@@ -148,6 +159,32 @@ def test_constants_and_scales_change_nothing() -> None:
     found = fit_probe(changed, targets, 4)
     np.testing.assert_allclose(logits(found, changed).numpy(), logits(plain, features).numpy(), atol=0.02)
     assert torch.equal(found.weight[:, -2:], torch.zeros(4, 2))
+
+
+def test_what_few_images_hardly_excite_does_not_make_others_certain() -> None:
+    features, targets = drawn(7, count=340, classes=2)
+    features /= features.std()
+    rare = torch.rand(340, 15, generator=torch.Generator().manual_seed(0))
+    rare[:40] *= 1e-3  # filters that wait for what none of the first images shows
+
+    def loss(seen: torch.Tensor) -> float:
+        found = logits(fit_probe(seen[:40], targets[:40], 2), seen[40:])
+        return float(torch.nn.functional.cross_entropy(found, targets[40:]))
+
+    assert loss(torch.cat([features, rare], 1)) < 1.2 * loss(features)
+
+
+def test_a_stage_of_smaller_features_is_seen_as_well() -> None:
+    features, targets = drawn(8, count=60)
+    half = features.shape[1] // 2
+    scale = torch.ones(features.shape[1]).index_fill(0, torch.arange(half), 1e-2)
+    widths = [half, features.shape[1] - half]
+    plain = fit_probe(features, targets, 4, widths=widths)
+    scaled = fit_probe(features * scale, targets, 4, widths=widths)
+    assert plain.penalty == scaled.penalty
+    np.testing.assert_allclose(logits(scaled, features * scale).numpy(), logits(plain, features).numpy(), atol=0.02)
+    untold = fit_probe(features * scale, targets, 4)
+    assert (logits(untold, features * scale) - logits(plain, features)).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("count", [2, 3, 6])
@@ -190,12 +227,11 @@ def test_each_image_is_judged_by_a_head_that_saw_nothing_it_shares(grouped: bool
         groups = set(np.array(together)[held_out])
         seen = torch.tensor([unit not in groups for unit in together])
         assert (seen.sum() < 120 - held_out.sum()) == grouped
+        units = len({unit for unit, known in zip(together, seen.tolist(), strict=True) if known})
+        scaled = standardising(features[seen], weights[seen].numpy(), units)
         for column in range(truth.shape[1]):
-            solver, _ = reference(features[seen], truth[seen, column].numpy(), 0.1, weights[seen].numpy())
-            share = weights[seen] / weights[seen].sum()
-            mean = share @ features[seen]
-            scaled = ((features[held_out] - mean) / (share @ (features[seen] - mean) ** 2).sqrt()).double().numpy()
-            expected = solver.predict_proba(scaled)
+            solver = reference(scaled(features[seen]), truth[seen, column].numpy(), 0.1, weights[seen].numpy())
+            expected = solver.predict_proba(scaled(features[held_out]))
             found = judged[held_out, column].sigmoid() if several else judged[held_out].softmax(1)
             np.testing.assert_allclose(found.numpy(), expected[:, 1] if several else expected, atol=4e-3)
 

@@ -24,6 +24,8 @@ _HELD_OUT, _MOST_DEALS = 1_000, 5
 _COMPARED = 2_000
 #: Weights that are solved for at once, at most: of more classes the memory is wanted, and there is less to gain.
 _AT_ONCE = 200_000
+#: As so many images the variance that is typical of a stage counts beside those at hand, where a feature's is told.
+_PRIOR_IMAGES = 4
 # When a solution is good enough: to be compared with others, and to be the classifier.
 # (Stopped earlier, a weak penalty looks stronger than it is.)
 _ROUGH, _FINE = {"maxiter": 300, "ftol": 1e-6}, {"maxiter": 1000, "ftol": 1e-8}
@@ -57,14 +59,16 @@ def fit_probe(
     together: Sequence[Hashable] | None = None,
     penalties: Sequence[float] = PENALTIES,
     seed: int = 0,
+    widths: Sequence[int] | None = None,
 ) -> Probe:
     """Penalised logistic regression, multinomial or one a class, with the penalty chosen by cross-validation.
 
-    Features are standardised; the bias is not penalised. Each problem is solved by L-BFGS (Liu and Nocedal 1989) in
-    the directions of the features' spread, scaled by Boehning's bound on the curvature (1992,
-    https://doi.org/10.1007/BF00048682). From the middle penalty the search goes on to where held-out images are
-    predicted better, each solution beginning with the one before; a stronger penalty is taken where the images cannot
-    tell it from the best. Few images are dealt into folds several times.
+    Features are standardised, with care where few images say how far they spread (see :func:`_spreads`); the bias is
+    not penalised. Each problem is solved by L-BFGS (Liu and Nocedal 1989) in the directions of the features' spread,
+    scaled by Boehning's bound on the curvature (1992, https://doi.org/10.1007/BF00048682). From the middle penalty the
+    search goes on to where held-out images are predicted better, each solution beginning with the one before; a
+    stronger penalty is taken where the images cannot tell it from the best. Few images are dealt into folds several
+    times.
 
     Args:
         features: ``(N, F)``.
@@ -74,6 +78,7 @@ def fit_probe(
         together: images that share a value are held out together.
         penalties: to choose from, each above 0.
         seed: of the folds.
+        widths: how many features each stage of the network has, in their order; none: they are of one stage.
 
     Example:
         >>> features = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
@@ -82,7 +87,7 @@ def fit_probe(
         [0, 0, 1, 1]
     """
     with _one_thread():
-        return _fit(features.float(), targets, classes, weights, together, penalties, seed)
+        return _fit(features.float(), targets, classes, weights, together, penalties, seed, widths)
 
 
 @contextmanager
@@ -105,12 +110,13 @@ def _fit(
     together: Sequence[Hashable] | None,
     penalties: Sequence[float],
     seed: int,
+    widths: Sequence[int] | None,
 ) -> Probe:
     truth = as_truth(targets, classes)
     share = torch.ones(len(features)) if weights is None else weights.float()
     mean = share @ features / share.sum()
-    deviation = (share @ (features - mean) ** 2 / share.sum()).sqrt()
-    deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.inf)  # a constant tells nothing
+    images = len(features) if together is None else len(set(together))
+    deviation = _spreads(share @ (features - mean) ** 2 / share.sum(), images, widths)
     problem = _Problem((features - mean) / deviation, truth, multi_label=targets.ndim == 2)
     losses: dict[float, float] = {}
     penalty, start = sorted(penalties)[len(penalties) // 2], None
@@ -122,6 +128,27 @@ def _fit(
     solved = problem.solve(share[None], penalty, _FINE, start).squeeze(1)
     weight = (solved[:-1] / deviation[:, None]).T.contiguous()
     return Probe(weight, solved[-1] - weight @ mean, penalty, losses)
+
+
+def _spreads(variances: Tensor, images: int, widths: Sequence[int] | None) -> Tensor:
+    """The deviations that features are divided by, ``(F,)``; infinite for a constant, which tells nothing.
+
+    A feature that few images hardly excite (a filter that waits for something which they do not show) seems to spread
+    hardly at all, and another image may lie a hundred deviations away. So the median variance of the stage counts as
+    some more images (Opgen-Rhein and Strimmer 2007, https://doi.org/10.2202/1544-6115.1252, shrink variances towards
+    their median); of many images it changes nothing.
+
+    Args:
+        variances: of the features, ``(F,)``.
+        images: that they were measured on; views and copies of one count once.
+        widths: as for :func:`fit_probe`.
+    """
+    told = variances > 1e-12 * variances.max()
+    shrunk = []
+    for own, known in zip(*(each.split(list(widths or (len(variances),))) for each in (variances, told)), strict=True):
+        typical = own[known].median() if known.any() else 0.0
+        shrunk.append((images * own + _PRIOR_IMAGES * typical) / (images + _PRIOR_IMAGES))
+    return torch.where(told, torch.cat(shrunk).sqrt(), torch.inf)
 
 
 def _deal_repeatedly(truth: Tensor, together: Sequence[Hashable] | None, seed: int) -> list[Tensor]:
@@ -183,6 +210,7 @@ def judge_out_of_fold(
     folds: Tensor,
     together: Sequence[Hashable],
     weights: Tensor | None = None,
+    widths: Sequence[int] | None = None,
 ) -> Tensor:
     """What heads say of images that they were solved without (Stone 1974, cross-validatory prediction).
 
@@ -196,6 +224,7 @@ def judge_out_of_fold(
         folds: of each row, int64 ``(N,)``; -1: it is not judged.
         together: what rows share that are held out together, ``N``.
         weights: of the images in the loss, float ``(N,)``.
+        widths: as for :func:`fit_probe`.
 
     Returns:
         Logits, float32 ``(N, C)``; NaN where a row is not judged, where its head has seen rows of one class alone or
@@ -217,7 +246,8 @@ def judge_out_of_fold(
             present, absent = (truth[seen] > 0).any(0), (truth[seen] == 0).any(0)
             if not (present & absent).any():
                 continue  # told from nothing, every image would be certain
-            head = _fit(features[seen].float(), targets[seen], classes, share, None, [penalty], 0)
+            units = [unit for unit in together if unit not in held_out]
+            head = _fit(features[seen].float(), targets[seen], classes, share, units, [penalty], 0, widths)
             # A class that all rows have, or none has, is never found absent, or present, in others.
             rows = (folds == fold) & (truth <= present).all(1)
             if targets.ndim == 2:

@@ -172,7 +172,8 @@ def solve_head(
     """
     seen = _Seen.of(trainer, task, data, folder, others)
     classes, seed = len(task.classes), task.hparams["seed"]
-    probe = fit_probe(seen.features, seen.targets, classes, seen.weights, seen.units, seed=seed)
+    widths = backbones.feature_widths(task.network)
+    probe = fit_probe(seen.features, seen.targets, classes, seen.weights, seen.units, seed=seed, widths=widths)
     return replace(probe, bias=probe.bias + _offsets(task))
 
 
@@ -209,7 +210,8 @@ def judge_training_images(
     # The other views are solved on, and not judged.
     unjudged = torch.full((len(seen.features) - count,), -1)
     folds = torch.cat([join_folds(folds, seen.units[:count]), unjudged])
-    logits = judge_out_of_fold(seen.features, seen.targets, classes, penalty, folds, seen.units, seen.weights)
+    widths = backbones.feature_widths(task.network)
+    logits = judge_out_of_fold(seen.features, seen.targets, classes, penalty, folds, seen.units, seen.weights, widths)
     return logits[:count] + _offsets(task)
 
 

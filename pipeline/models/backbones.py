@@ -120,6 +120,11 @@ def features(network: nn.Module, images: Tensor) -> Tensor:
     return network.forward_head(seen, pre_logits=True)  # type: ignore[operator]
 
 
+def feature_widths(network: nn.Module) -> list[int] | None:
+    """How many of the :func:`features` are of each stage, in order; None where they are all of one."""
+    return getattr(network, "head_widths", None)
+
+
 def describe(network: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Logits, and on the way to them what the last stages make of an image.
 

@@ -349,9 +349,11 @@ class ResNet(nn.Module):
         self.head_name = head_name
         #: How many stages the classifier sees.
         self.head_stages = head_stages
+        #: Features that it sees of each of them.
+        self.head_widths = widths[-head_stages:]
         #: Name of the convolution that takes the image.
         self.first_convolution = "conv1.0" if isinstance(self.conv1, nn.Sequential) else "conv1"
-        self.add_module(head_name, nn.Linear(sum(widths[-head_stages:]), num_classes))
+        self.add_module(head_name, nn.Linear(sum(self.head_widths), num_classes))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
