@@ -24,7 +24,7 @@ from transfer_report import mean_of
 from datamodules import ManifestDataModule
 from pipeline.finetuning.features import evaluating
 from pipeline.finetuning.probe import fit_probe
-from pipeline.models.backbones import LAST_STAGES, describe
+from pipeline.models.backbones import LAST_STAGES, feature_widths, features, most_head_stages
 from pipeline.models.weights import preprocessing_record
 from pipeline.task import ClassificationTask
 
@@ -32,9 +32,9 @@ SOURCES, SIZE = ("trash", "elpv", "cells"), 192
 DIVISIONS, DRAWS = 4, 24  # draws of few images, over all divisions
 
 
-def describe_all(workplace: Workplace, source: str, images: list[Image]) -> list[Tensor]:
-    """Of each of the last stages, from low to high, the means ``(N, F)`` of all images."""
-    record = {**preprocessing_record("resnet18", str(workplace.weights)), "size": SIZE, "crop": 1.0}
+def seen_by_heads(workplace: Workplace, source: str, images: list[Image], name: str, weights: str) -> list[Tensor]:
+    """What a head that sees all stages that it can makes of all images: of each, from low to high, ``(N, F)``."""
+    record = {**preprocessing_record(name, weights), "size": SIZE, "crop": 1.0}
     with tempfile.TemporaryDirectory() as scratch:
         manifest = Path(scratch) / "manifest.csv"
         write_csv(manifest, ("path", "label", "split"), [(i.path, i.label, i.split) for i in divide(images, 0)])
@@ -42,17 +42,18 @@ def describe_all(workplace: Workplace, source: str, images: list[Image]) -> list
             manifest=str(manifest), root=str(workplace.root(source)), preprocessing=record, val_fraction=0
         )
         data.prepare_data()
-        task = ClassificationTask(data.classes, data.preprocessing.to_dict(), "resnet18", str(workplace.weights))
-        described: list[list[Tensor]] = []
+        stages = most_head_stages(name)
+        task = ClassificationTask(data.classes, data.preprocessing.to_dict(), name, weights, head_stages=stages)
+        found: list[Tensor] = []
         order: list[int] = []
         with torch.inference_mode(), evaluating(task.network):
             for split in ("train", "test"):
                 plain = data.plain(split)
                 order += data.table.rows(split).tolist()
                 for batch in data.plain_batches(plain, range(len(plain))):
-                    described.append(describe(task.network, task.normalise(batch))[1])
-    back = np.argsort(order)
-    return [torch.cat(stage)[back].clone() for stage in zip(*described, strict=True)]
+                    found.append(features(task.network, task.normalise(batch)))
+    joined = torch.cat(found)[np.argsort(order)].clone()
+    return list(joined.split(feature_widths(task.network) or [joined.shape[1]], dim=1))
 
 
 def divisions(images: list[Image], few: int | None) -> Iterator[tuple[int, list[int], list[int]]]:
@@ -77,7 +78,8 @@ def judge(stages: list[Tensor], targets: Tensor, train: list[int], test: list[in
     values = []
     for count in range(1, len(stages) + 1):
         seen = torch.cat(stages[-count:], dim=1)
-        probe = fit_probe(seen[train], targets[train], int(targets.max()) + 1, seed=seed)
+        widths = [stage.shape[1] for stage in stages[-count:]]
+        probe = fit_probe(seen[train], targets[train], int(targets.max()) + 1, seed=seed, widths=widths)
         logits = seen[test] @ probe.weight.T + probe.bias
         values.append(100 * float((logits.argmax(1) == targets[test]).float().mean()))
         values.append(float(functional.cross_entropy(logits, targets[test])))
@@ -92,7 +94,7 @@ def main() -> None:
     print("|---|---:|" + "---:|" * (LAST_STAGES - 1))
     for source in SOURCES:
         images = workplace.images(source)
-        stages = describe_all(workplace, source, images)
+        stages = seen_by_heads(workplace, source, images, workplace.backbone, str(workplace.weights))
         labels = sorted({image.label for image in images})
         targets = torch.tensor([labels.index(image.label) for image in images])
         for few in (FEW, None):

@@ -19,7 +19,7 @@ import argparse
 
 import numpy as np
 import torch
-from head_stages import SOURCES, describe_all, divisions
+from head_stages import SOURCES, divisions, seen_by_heads
 from torch import Tensor
 from torch.nn import functional
 from transfer import Workplace, add_work, material_folder
@@ -43,10 +43,10 @@ def judge(
 ) -> list[float]:
     """Points of accuracy out of fold beyond the test's, log loss, its change by the temperature, per cent strange."""
     seen, classes = torch.cat(stages, dim=1), int(targets.max()) + 1
-    together = [groups[row] for row in train]
-    probe = fit_probe(seen[train], targets[train], classes, together=together, seed=seed)
+    together, widths = [groups[row] for row in train], [stage.shape[1] for stage in stages]
+    probe = fit_probe(seen[train], targets[train], classes, together=together, seed=seed, widths=widths)
     folds = deal_folds(functional.one_hot(targets[train], classes), together, seed)
-    judged = judge_out_of_fold(seen[train], targets[train], classes, probe.penalty, folds, together)
+    judged = judge_out_of_fold(seen[train], targets[train], classes, probe.penalty, folds, together, widths=widths)
     out_of_fold = predictions_of(judged, targets[train])
     tested = predictions_of(seen[test] @ probe.weight.T + probe.bias, targets[test])
     strange = torch.tensor([torch.nan])
@@ -69,7 +69,7 @@ def main() -> None:
     print("| | images | out of fold | log loss | tempered | strange, % |\n|---|---:|---:|---:|---:|---:|")
     for source in SOURCES:
         images = workplace.images(source)
-        stages = describe_all(workplace, source, images)
+        stages = seen_by_heads(workplace, source, images, workplace.backbone, str(workplace.weights))
         labels = sorted({image.label for image in images})
         targets = torch.tensor([labels.index(image.label) for image in images])
         groups = [image.group for image in images]
