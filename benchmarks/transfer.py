@@ -109,9 +109,15 @@ class Workplace:
 
     def __init__(self, folder: Path, material: Path, epochs: int | None, backbone: str = BACKBONES[0]) -> None:
         self.folder, self.material, self.epochs, self.backbone = folder, material, epochs, backbone
-        self.weights = material / f"weights/{backbone}_imagenet.fp16.safetensors"
-        self.network = (f"--model.backbone={backbone}", f"--model.weights={self.weights}")
+        self.weights, self.network = self.weights_of(backbone), self.network_of(backbone)
         (folder / "logs").mkdir(parents=True, exist_ok=True)
+
+    def weights_of(self, backbone: str) -> Path:
+        return self.material / f"weights/{backbone}_imagenet.fp16.safetensors"
+
+    def network_of(self, backbone: str) -> tuple[str, ...]:
+        """Arguments that make ours start from it."""
+        return f"--model.backbone={backbone}", f"--model.weights={self.weights_of(backbone)}"
 
     def root(self, source: str) -> Path:
         if source == "elpv":
@@ -149,7 +155,8 @@ class Workplace:
         with tempfile.TemporaryDirectory(dir=self.folder) as name:
             scratch = Path(name)
             command = ["-m", "pipeline", "audit", f"--to={scratch}", f"--data=datamodules.{module}"]
-            command += [f"--data.root={self.root(source)}", *self.network]
+            # Of one network, whichever contestants start from: they are divided alike.
+            command += [f"--data.root={self.root(source)}", *self.network_of(BACKBONES[0])]
             self.run(command, scratch, f"{source}_audit")
             (scratch / "audit_groups.csv").rename(groups)
 
@@ -371,6 +378,11 @@ def main() -> None:
     arguments = parser.parse_args(given)
     file = arguments.results
     if not arguments.report:
+        others = {result.get("backbone", BACKBONES[0]) for result in read_results(file)} - {arguments.backbone}
+        if others:
+            sys.exit(
+                f"--results: expected results of {arguments.backbone}, found those of {', '.join(others)} in {file}."
+            )
         workplace = Workplace(arguments.work.resolve(), material_folder(), arguments.epochs, arguments.backbone)
         contestants = [shlex.join([OURS, *told]) if name == OURS else name for name in arguments.contestants]
         done = set() if arguments.again else {key_of(result) for result in read_results(file)}

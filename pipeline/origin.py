@@ -27,7 +27,7 @@ class Origin:
         checkpoint: that it goes on from, or evaluates; None: it starts from weights.
         resumed: of the interrupted run that it is the rest of, how that is tracked; None: it is a run of its own.
         lineage: of the weights, where something is known that the weights themselves do not say.
-        plan: of the run that has written the checkpoint; None where no command of ours has.
+        plan: of the run that ``fit`` goes on from; None where no command of ours has written its checkpoint.
     """
 
     checkpoint: Path | None = None
@@ -79,7 +79,7 @@ class Origin:
             )
 
 
-def start_fit(settings: Namespace, given: str | None, written: str, scratch: Path) -> Origin:
+def origin_of_fit(settings: Namespace, given: str | None, written: str, scratch: Path) -> Origin:
     """Find what a run of ``fit`` starts from, and settle what follows from it.
 
     Args:
@@ -140,7 +140,7 @@ def _keep_as_trained(settings: Namespace, hparams: dict[str, Any], freezes: bool
         settings.finetuning = _named("ProbeThenFineTune" if freezes else "FullFineTuning")
 
 
-def start_evaluation(settings: Namespace, given: str | None, arguments: Sequence[str]) -> Origin:
+def origin_of_evaluation(settings: Namespace, given: str | None, arguments: Sequence[str]) -> Origin:
     """Take the network, its classes and its preprocessing from the checkpoint that is to be evaluated.
 
     Args:

@@ -24,7 +24,7 @@ from pipeline.finetuning import LinearProbe, Strategy
 from pipeline.finishing import saw_the_start
 from pipeline.fitting import Fitting, evaluate, interruptible
 from pipeline.monitor import choose_monitor
-from pipeline.origin import Origin, start_evaluation, start_fit
+from pipeline.origin import Origin, origin_of_evaluation, origin_of_fit
 from pipeline.planning.plan import Plan
 from pipeline.planning.session import plan_fit, require_one_process
 from pipeline.progress import LeftOutLine, Meter, ProgressBar, say, warn_scratch
@@ -103,13 +103,13 @@ class TransferCLI(LightningCLI):
         self.config_text = self._parser(self.subcommand).dump(settings)
         if self.subcommand == "fit":
             require_folder(RUNS)
-            self.origin = start_fit(settings, self.ckpt_path, self.config_text, Path(self._scratch.name))
+            self.origin = origin_of_fit(settings, self.ckpt_path, self.config_text, Path(self._scratch.name))
             self.plan = self.make_plan()
             self.plan.apply(settings)
             self.origin.require_epochs_left(settings.trainer.max_epochs)
         else:
             self._require_output()
-            self.origin = start_evaluation(settings, self.ckpt_path, self.args)
+            self.origin = origin_of_evaluation(settings, self.ckpt_path, self.args)
 
     @property
     def checkpoint(self) -> Path | None:

@@ -26,14 +26,14 @@ def logits(probe: Probe, features: torch.Tensor) -> torch.Tensor:
 
 
 def standardising(
-    features: torch.Tensor, weights: np.ndarray | None = None, units: int | None = None
+    features: torch.Tensor, weights: np.ndarray | None = None, halves: bool = False
 ) -> Callable[[torch.Tensor], np.ndarray]:
-    """Mean zero and about variance one under the weights; four more of so many units have the median variance."""
+    """Mean zero, and about variance one under the weights; the median variance (of each half) counts as four images."""
     share = torch.ones(len(features)) if weights is None else torch.from_numpy(weights).float()
-    units = units or len(features)
-    mean = share @ features / share.sum()
+    mean, count = share @ features / share.sum(), (share > 0).sum()
     variance = share @ (features - mean) ** 2 / share.sum()
-    deviation = ((units * variance + 4 * variance.median()) / (units + 4)).sqrt()
+    stages = variance.chunk(2) if halves else [variance]
+    deviation = torch.cat([(count * stage + 4 * stage.median()) / (count + 4) for stage in stages]).sqrt()
     return lambda others: ((others - mean) / deviation).double().numpy()
 
 
@@ -124,7 +124,7 @@ def test_the_losses_are_those_of_folds_that_are_solved_one_by_one(grouped: bool)
     penalties = [0.03, 0.1, 0.3]
     probe = fit_probe(features, targets, 4, together=together, penalties=penalties)
     folds = deal_folds(torch.nn.functional.one_hot(targets, 4), together, seed=0).numpy()
-    standardised = standardising(features, units=len(set(together or range(1200))))(features)
+    standardised = standardising(features)(features)
     for penalty in penalties:
         total = 0.0
         for fold in np.unique(folds):
@@ -174,6 +174,16 @@ def test_what_few_images_hardly_excite_does_not_make_others_certain() -> None:
     assert loss(torch.cat([features, rare], 1)) < 1.2 * loss(features)
 
 
+def test_views_of_an_image_count_once() -> None:
+    features, targets = drawn(9, count=40, classes=2)
+    rows, classes = features.repeat(8, 1), targets.repeat(8)
+    once = fit_probe(features, targets, 2, penalties=[0.1])
+    views = fit_probe(rows, classes, 2, penalties=[0.1], views=8)
+    torch.testing.assert_close(views.weight, once.weight, atol=1e-3, rtol=1e-2)
+    images = fit_probe(rows, classes, 2, penalties=[0.1])
+    assert not torch.allclose(images.weight, once.weight, atol=1e-2, rtol=1e-1)
+
+
 def test_a_stage_of_smaller_features_is_seen_as_well() -> None:
     features, targets = drawn(8, count=60)
     half = features.shape[1] // 2
@@ -216,19 +226,20 @@ def test_each_image_is_judged_by_a_head_that_saw_nothing_it_shares(grouped: bool
     features, classes = drawn(8, count=120)
     together = [row // 3 if grouped else row for row in range(120)]
     truth = torch.stack([classes == 0, classes >= 2, features[:, 0] > 5], 1).long() if several else classes[:, None]
+    features[:, : features.shape[1] // 2] *= 0.01  # another stage
     folds = torch.arange(120) % 4  # cuts through the groups
     folds[:6] = -1
     weights = torch.from_numpy(np.random.default_rng(0).integers(1, 4, 120)).float()
     targets = truth.float() if several else classes
-    judged = judge_out_of_fold(features, targets, 3 if several else 4, 0.1, folds, together, weights)
+    widths = [features.shape[1] // 2] * 2
+    judged = judge_out_of_fold(features, targets, 3 if several else 4, 0.1, folds, together, weights, widths)
     assert judged[:6].isnan().all()
     for fold in range(4):
         held_out = (folds == fold).numpy()
         groups = set(np.array(together)[held_out])
         seen = torch.tensor([unit not in groups for unit in together])
         assert (seen.sum() < 120 - held_out.sum()) == grouped
-        units = len({unit for unit, known in zip(together, seen.tolist(), strict=True) if known})
-        scaled = standardising(features[seen], weights[seen].numpy(), units)
+        scaled = standardising(features[seen], weights[seen].numpy(), halves=True)
         for column in range(truth.shape[1]):
             solver = reference(scaled(features[seen]), truth[seen, column].numpy(), 0.1, weights[seen].numpy())
             expected = solver.predict_proba(scaled(features[held_out]))

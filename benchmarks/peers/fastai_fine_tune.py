@@ -16,10 +16,10 @@ from fastai.vision.all import (
     Resize,
     aug_transforms,
     imagenet_stats,
-    resnet18,
     vision_learner,
 )
 from torch import nn
+from torchvision import models
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     loaders = block.dataloaders(pd.DataFrame(job.train, columns=["path", "label"]), bs=BATCH, num_workers=WORKERS)
     # `pretrained=True` would fetch other weights. What else it does is to normalise, above, and to freeze the body,
     # which fine_tune begins with.
-    learner = vision_learner(loaders, resnet18, pretrained=False)
+    learner = vision_learner(loaders, getattr(models, job.backbone), pretrained=False)
     learner.model[0].load_state_dict(nn.Sequential(*list(pretrained(job).children())[:-2]).state_dict())
     learner.fine_tune(job.epochs)
     probabilities, _ = learner.get_preds(dl=loaders.test_dl([path for path, _ in job.test]))

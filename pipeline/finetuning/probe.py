@@ -60,6 +60,7 @@ def fit_probe(
     penalties: Sequence[float] = PENALTIES,
     seed: int = 0,
     widths: Sequence[int] | None = None,
+    views: int = 1,
 ) -> Probe:
     """Penalised logistic regression, multinomial or one a class, with the penalty chosen by cross-validation.
 
@@ -79,6 +80,7 @@ def fit_probe(
         penalties: to choose from, each above 0.
         seed: of the folds.
         widths: how many features each stage of the network has, in their order; none: they are of one stage.
+        views: rows that each image has.
 
     Example:
         >>> features = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
@@ -87,7 +89,7 @@ def fit_probe(
         [0, 0, 1, 1]
     """
     with _one_thread():
-        return _fit(features.float(), targets, classes, weights, together, penalties, seed, widths)
+        return _fit(features.float(), targets, classes, weights, together, penalties, seed, widths, views)
 
 
 @contextmanager
@@ -111,12 +113,13 @@ def _fit(
     penalties: Sequence[float],
     seed: int,
     widths: Sequence[int] | None,
+    views: int,
 ) -> Probe:
     truth = as_truth(targets, classes)
     share = torch.ones(len(features)) if weights is None else weights.float()
     mean = share @ features / share.sum()
-    images = len(features) if together is None else len(set(together))
-    deviation = _spreads(share @ (features - mean) ** 2 / share.sum(), images, widths)
+    variances = share @ (features - mean) ** 2 / share.sum()
+    deviation = _spreads(variances, int((share > 0).sum()) / views, widths)
     problem = _Problem((features - mean) / deviation, truth, multi_label=targets.ndim == 2)
     losses: dict[float, float] = {}
     penalty, start = sorted(penalties)[len(penalties) // 2], None
@@ -130,7 +133,7 @@ def _fit(
     return Probe(weight, solved[-1] - weight @ mean, penalty, losses)
 
 
-def _spreads(variances: Tensor, images: int, widths: Sequence[int] | None) -> Tensor:
+def _spreads(variances: Tensor, images: float, widths: Sequence[int] | None) -> Tensor:
     """The deviations that features are divided by, ``(F,)``; infinite for a constant, which tells nothing.
 
     A feature that few images hardly excite (a filter that waits for something which they do not show) seems to spread
@@ -140,7 +143,7 @@ def _spreads(variances: Tensor, images: int, widths: Sequence[int] | None) -> Te
 
     Args:
         variances: of the features, ``(F,)``.
-        images: that they were measured on; views and copies of one count once.
+        images: that they were measured on.
         widths: as for :func:`fit_probe`.
     """
     told = variances > 1e-12 * variances.max()
@@ -211,6 +214,7 @@ def judge_out_of_fold(
     together: Sequence[Hashable],
     weights: Tensor | None = None,
     widths: Sequence[int] | None = None,
+    views: int = 1,
 ) -> Tensor:
     """What heads say of images that they were solved without (Stone 1974, cross-validatory prediction).
 
@@ -225,6 +229,7 @@ def judge_out_of_fold(
         together: what rows share that are held out together, ``N``.
         weights: of the images in the loss, float ``(N,)``.
         widths: as for :func:`fit_probe`.
+        views: as there.
 
     Returns:
         Logits, float32 ``(N, C)``; NaN where a row is not judged, where its head has seen rows of one class alone or
@@ -246,8 +251,7 @@ def judge_out_of_fold(
             present, absent = (truth[seen] > 0).any(0), (truth[seen] == 0).any(0)
             if not (present & absent).any():
                 continue  # told from nothing, every image would be certain
-            units = [unit for unit in together if unit not in held_out]
-            head = _fit(features[seen].float(), targets[seen], classes, share, units, [penalty], 0, widths)
+            head = _fit(features[seen].float(), targets[seen], classes, share, None, [penalty], 0, widths, views)
             # A class that all rows have, or none has, is never found absent, or present, in others.
             rows = (folds == fold) & (truth <= present).all(1)
             if targets.ndim == 2:

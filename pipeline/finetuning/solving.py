@@ -173,7 +173,9 @@ def solve_head(
     seen = _Seen.of(trainer, task, data, folder, others)
     classes, seed = len(task.classes), task.hparams["seed"]
     widths = backbones.feature_widths(task.network)
-    probe = fit_probe(seen.features, seen.targets, classes, seen.weights, seen.units, seed=seed, widths=widths)
+    probe = fit_probe(
+        seen.features, seen.targets, classes, seen.weights, seen.units, seed=seed, widths=widths, views=seen.views
+    )
     return replace(probe, bias=probe.bias + _offsets(task))
 
 
@@ -211,7 +213,9 @@ def judge_training_images(
     unjudged = torch.full((len(seen.features) - count,), -1)
     folds = torch.cat([join_folds(folds, seen.units[:count]), unjudged])
     widths = backbones.feature_widths(task.network)
-    logits = judge_out_of_fold(seen.features, seen.targets, classes, penalty, folds, seen.units, seen.weights, widths)
+    logits = judge_out_of_fold(
+        seen.features, seen.targets, classes, penalty, folds, seen.units, seen.weights, widths, seen.views
+    )
     return logits[:count] + _offsets(task)
 
 

@@ -88,6 +88,7 @@ def try_turns(
     classes: int,
     together: Sequence[Hashable] | None,
     seed: int,
+    widths: Sequence[int] | None = None,
 ) -> Recognised | None:
     """Try a probe on turned pictures that it has not seen in any position.
 
@@ -97,6 +98,7 @@ def try_turns(
         classes: their number.
         together: pictures that share a value are held out together.
         seed: of the folds.
+        widths: as for :func:`~pipeline.finetuning.probe.fit_probe`.
 
     Returns:
         None where there are too few pictures to hold any out.
@@ -106,11 +108,11 @@ def try_turns(
     if folds is None:
         return None
     plain, labels = torch.from_numpy(features[None]), torch.from_numpy(targets)
-    penalty = fit_probe(plain, labels, classes, None, together, seed=seed).penalty
+    penalty = fit_probe(plain, labels, classes, None, together, seed=seed, widths=widths).penalty
     right = {turn: torch.zeros(len(labels)) for turn in features}
     for fold in folds.unique().tolist():
         held_out = folds == fold
-        probe = fit_probe(plain[~held_out], labels[~held_out], classes, penalties=(penalty,))
+        probe = fit_probe(plain[~held_out], labels[~held_out], classes, penalties=(penalty,), widths=widths)
         for turn, found in features.items():
             answers = (torch.from_numpy(found)[held_out] @ probe.weight.T + probe.bias).argmax(1)
             right[turn][held_out] = (answers == labels[held_out]).float()

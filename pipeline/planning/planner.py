@@ -19,6 +19,7 @@ from pipeline.finetuning.freezing import early_parameters
 from pipeline.finetuning.linear_probe import judges_in_folds
 from pipeline.finetuning.solving import held_out_together
 from pipeline.home import cache_home
+from pipeline.models.backbones import feature_widths
 from pipeline.planning import rules
 from pipeline.planning.budget import Budget, Fitted
 from pipeline.planning.facts import Facts
@@ -299,7 +300,8 @@ class Planner:
         }
         groups = data.groups("train")
         together = held_out_together(digests, None if groups is None else [groups[row] for row in chosen])
-        return try_turns(features, images.targets[chosen], self.facts.classes, together, bench.seed)
+        widths = feature_widths(task.network)
+        return try_turns(features, images.targets[chosen], self.facts.classes, together, bench.seed, widths)
 
 
 def _is_writable(folder: Path) -> bool:
