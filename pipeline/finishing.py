@@ -21,7 +21,7 @@ from pipeline.finetuning import LinearProbe
 from pipeline.finetuning.features import evaluating, task_features
 from pipeline.finetuning.interpolation import USUAL_SHARE, StartingPoint, between, choose_share
 from pipeline.finetuning.solving import held_out_together
-from pipeline.models.backbones import LAST_STAGES, describe
+from pipeline.models.backbones import describe, described_by_head
 from pipeline.precision import computing
 from pipeline.runs import BEST, LAST, START
 from pipeline.task import ClassificationTask
@@ -187,7 +187,7 @@ def _stages(
     trainer: Trainer, task: ClassificationTask, data: ImageDataModule, split: str, folder: Path
 ) -> tuple[Tensor, ...]:
     """What the network makes of some images of a split, stage by stage."""
-    images, chosen = data.plain(split), _chosen(task, data, split)
+    images, chosen, hparams = data.plain(split), _chosen(task, data, split), task.hparams
     found = task_features(
         task,
         lambda rows: data.plain_batches(images, chosen[list(rows)].tolist()),
@@ -196,8 +196,8 @@ def _stages(
         partial(data.progress, "features"),
         str(trainer.precision),
         trainer.precision_plugin.forward_context,
-        # A head that sees all of them classifies just this, and a solved one has left it in the cache.
-        part=None if task.hparams["head_stages"] == LAST_STAGES else ("stages", _joined),
+        # What a head classifies, a solved one has left in the cache.
+        part=None if described_by_head(hparams["backbone"], hparams["head_stages"]) else ("stages", _joined),
     )
     record = data.preprocessing
     empty = torch.zeros(1, record.channels, record.size, record.size, device=task.device)

@@ -18,6 +18,7 @@ FACTS = Facts(
     pretrained=True,
     linear_head=True,
     head_stages=3,
+    described_by_head=True,
     step_scale=0.02,
     device="cpu",
     devices=1,

@@ -1,5 +1,6 @@
 """One protocol for our own networks and timm's: parts, features, maps, depth, and what they expect of images."""
 
+from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
@@ -14,9 +15,12 @@ from pipeline.models.backbones import (
     default_preprocessing,
     depth_groups,
     describe,
+    described_by_head,
+    feature_widths,
     features,
     first_convolution,
     head_name,
+    most_head_stages,
     spatial_map,
     timm_preprocessing,
 )
@@ -35,6 +39,8 @@ OF_TIMM = [
     "timm/mobilenetv3_small_050",
 ]
 PANEL = OWN + OF_TIMM
+# Those of them that have stages: maps of several sizes.
+OF_STAGES = [name for name in OF_TIMM if name != "timm/test_vit"]
 SWIN = "timm/swin_tiny_patch4_window7_224"
 
 
@@ -144,24 +150,90 @@ def test_the_head_makes_the_logits_of_the_features(name):
 
 
 @pytest.mark.parametrize("stages", [2, 3])
-@pytest.mark.parametrize("name", [*OWN, "resnet50_keras"])
+@pytest.mark.parametrize("name", [*OWN, "resnet50_keras", *OF_STAGES])
 def test_a_head_of_several_stages_makes_the_logits_of_their_features(name, stages):
-    torch.manual_seed(0)
-    network = create_backbone(name, 4, head_stages=stages).eval()
+    narrow = made(name)
+    network = made(name, head_stages=stages)
+    head = f"{head_name(network)}."
+    body = {key: value for key, value in narrow.state_dict().items() if not key.startswith(head)}
+    report = network.load_state_dict(body, strict=False)
+    assert (report.unexpected_keys, report.missing_keys) == ([], [f"{head}weight", f"{head}bias"])
     images = images_for(name)
     logits, described = describe(network, images)
     found = features(network, images)
-    assert torch.equal(found, torch.cat(described[-stages:], dim=1))
+    # Of earlier stages what their maps are in the mean; of the last, what a head that sees no other classifies.
+    assert torch.equal(found, torch.cat([*described[-stages:-1], features(narrow, images)], dim=1))
+    assert found.shape == (2, sum(feature_widths(network)))
+    assert [stage.shape[1] for stage in described[-stages:-1]] == feature_widths(network)[:-1]
     assert torch.equal(logits, network(images))
     torch.testing.assert_close(network.get_submodule(head_name(network))(found), logits, rtol=1e-5, atol=1e-6)
+    whole = described_by_head(name, stages)
+    assert not whole or torch.equal(found, torch.cat(described, dim=1))
+
+
+@pytest.mark.parametrize("name", [*OWN, *OF_STAGES])
+def test_dropout_falls_upon_all_stages_of_a_head(name):
+    network = made(name, head_stages=3, dropout=0.3)
+    images = images_for(name, count=1).repeat(200, 1, 1, 1)
+    last, maps = network.forward_intermediates(images, indices=3)
+    seen = [*maps[:-1], last]
+    kept = network.forward_head(seen, pre_logits=True)
+    dropped = network.train().forward_head(seen, pre_logits=True)
+    of_stages = [features.split(feature_widths(network), dim=1) for features in (kept, dropped)]
+    for before, after in zip(*of_stages, strict=True):
+        zero = (after == 0)[before != 0]
+        assert 0.25 < zero.float().mean() < 0.35
+        torch.testing.assert_close(after[after != 0], before[after != 0] / 0.7)
+
+
+@pytest.mark.parametrize("name", OF_STAGES)
+def test_a_network_with_a_wider_head_is_the_same_in_all_else(name):
+    narrow, network = on_meta(name), create_backbone(name, 5, head_stages=3)
+    assert isinstance(network, type(narrow))
+    assert depth_groups(network) == depth_groups(narrow)
+    assert first_convolution(network) == first_convolution(narrow)
+    assert most_head_stages(network) == most_head_stages(narrow) == 3
+    twin = deepcopy(network).eval()
+    images = images_for(name)
+    assert torch.equal(twin(images), network.eval()(images))
+    with torch.no_grad():
+        twin.get_submodule(head_name(twin)).bias += 1
+    assert torch.allclose(twin(images), network(images) + 1)
 
 
 @pytest.mark.parametrize(
-    ("name", "stages", "expected"), [("resnet18", 4, "1 to 3"), ("timm/resnet18", 2, "expected 1")]
+    ("name", "stages", "expected"),
+    [
+        ("resnet18", 4, "1 to 3"),
+        ("timm/test_efficientnet", 4, "1 to 3"),
+        ("timm/test_efficientnet", 0, "1 to 3"),
+        ("timm/test_vit", 2, "expected 1 for"),  # blocks, not stages
+        ("timm/dla46_c", 2, "expected 1 for"),  # classifies by a convolution
+    ],
 )
 def test_a_head_sees_no_more_stages_than_it_can(name, stages, expected):
     with pytest.raises(UserError, match=expected):
         create_backbone(name, 4, head_stages=stages)
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        *((name, 3) for name in [*OWN, *OF_STAGES, SWIN]),
+        ("timm/test_vit", 1),
+        ("timm/convmixer_768_32", 1),
+        ("timm/dla46_c", 1),
+    ],
+)
+def test_a_head_can_see_stages_where_there_are_such(name, most):
+    assert most_head_stages(on_meta(name)) == most
+
+
+def test_a_head_of_several_stages_of_a_transformer_that_has_such():
+    network = made(SWIN, head_stages=3)
+    images = images_for(SWIN, count=1)
+    assert feature_widths(network) == [192, 384, 768]
+    assert torch.equal(network(images), describe(network, images)[0])
 
 
 @pytest.mark.parametrize("name", [*OWN, "resnet50_keras", "timm/test_resnet", "timm/test_byobnet"])

@@ -37,6 +37,7 @@ SLOW = ("resnet20", "plain20", "resnet18d", "timm/test_efficientnet")
     [
         *(pytest.param(name, 1, marks=pytest.mark.slow if name in SLOW else ()) for name in BACKBONES),
         ("resnet20", 3),
+        ("timm/test_efficientnet", 3),
     ],
 )
 def test_the_bundle_computes_what_the_task_does(tmp_path, backbone, stages):

@@ -108,18 +108,19 @@ def test_registering_counts_and_repeats_the_test() -> None:
 
 
 def test_what_tells_strange_images_counts_where_there_will_be_such() -> None:
-    def expected(validated: int, epochs: int = 0, head_stages: int = 3) -> float:
-        facts = replace(FACTS, images=2_000, validated=validated, tested=400 - validated, head_stages=head_stages)
+    def expected(validated: int, epochs: int = 0, left: bool = True) -> float:
+        held_out = replace(FACTS, images=2_000, validated=validated, tested=400 - validated)
+        facts = replace(held_out, described_by_head=left)
         budget = replace(budget_of(100, facts), views=1)
         return budget.expected(160, 160, epochs, 1)
 
     embedding = PACE.with_reading(PACE.embedding)
     # 500 images that were trained on, but for what a head on several stages has left of them, and those held out pass
     # once more.
-    assert expected(100, head_stages=1) - expected(100) == pytest.approx(500 * embedding)
+    assert expected(100, left=False) - expected(100) == pytest.approx(500 * embedding)
     assert expected(100) - expected(20) == pytest.approx(80 * embedding)
     # Where none are, those that were trained on are held out from each other, and heads are solved once more.
-    assert expected(0, head_stages=1) - expected(0) == pytest.approx(500 * embedding)
+    assert expected(0, left=False) - expected(0) == pytest.approx(500 * embedding)
     assert expected(1) + 2 < expected(0) < expected(1) + 4
     # A network that was trained has seen them.
     told = expected(20, epochs=1) - expected(19, epochs=1)

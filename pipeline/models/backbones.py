@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError, near_matches
 from pipeline.models.family import CIFAR_FAMILY, FAMILY
+from pipeline.models.resnet import ResNet
+from pipeline.models.wide_head import SeesSeveralStages, tells_stages, widen_head
 
 TIMM = "timm/"
 #: Stages that are described, and that a head can see: earlier ones know edges and colours alone.
@@ -45,7 +47,7 @@ def create_backbone(
         num_classes: outputs of the head.
         in_channels: channels of the images.
         dropout: share of the features zeroed before the head while training, in [0, 1).
-        head_stages: how many of the last stages the head sees; of timm's networks always one.
+        head_stages: how many of the last stages the head sees (see :func:`most_head_stages`).
 
     Returns:
         A module that maps float images ``(N, in_channels, H, W)`` to logits ``(N, num_classes)``.
@@ -53,16 +55,17 @@ def create_backbone(
     Raises:
         UserError: the name is unknown (near matches are named), or its head cannot see so many stages.
     """
-    if not 1 <= head_stages <= (most := most_head_stages(name)):
-        expected = "1" if most == 1 else f"1 to {most}"
-        raise UserError(f"model.head_stages: expected {expected} for '{name}', found {head_stages}; leave it out.")
     if name.startswith(TIMM):
         import timm
 
         network = timm.create_model(
             known_timm_model(name), pretrained=False, num_classes=num_classes, in_chans=in_channels, drop_rate=dropout
         )
+        _require_stages(name, head_stages, most_head_stages(network))
+        if head_stages > 1:
+            widen_head(network, head_name(network), head_stages, dropout)
     else:
+        _require_stages(name, head_stages, LAST_STAGES)
         network = FAMILY[_known_own(name)](
             num_classes=num_classes, in_channels=in_channels, dropout=dropout, head_stages=head_stages
         )
@@ -75,9 +78,30 @@ def create_backbone(
     return network
 
 
-def most_head_stages(name: str) -> int:
-    """How many stages a head can see, of an own architecture or ``timm/<model>``."""
-    return 1 if name.startswith(TIMM) else LAST_STAGES
+def most_head_stages(network: nn.Module) -> int:
+    """How many of a network's last stages a head can see.
+
+    Of timm's networks more than one where they are stages, with maps of several sizes, and the head is linear.
+
+    Args:
+        network: from :func:`create_backbone`.
+
+    Example:
+        >>> most_head_stages(create_backbone("timm/test_efficientnet", 10))
+        3
+        >>> most_head_stages(create_backbone("timm/test_vit", 10))  # blocks, not stages
+        1
+    """
+    if isinstance(network, ResNet | SeesSeveralStages):
+        return LAST_STAGES
+    linear = isinstance(network.get_submodule(head_name(network)), nn.Linear)
+    return LAST_STAGES if linear and tells_stages(network, LAST_STAGES) else 1
+
+
+def _require_stages(name: str, wanted: int, most: int) -> None:
+    if not 1 <= wanted <= most:
+        expected = "1" if most == 1 else f"1 to {most}"
+        raise UserError(f"model.head_stages: expected {expected} for '{name}', found {wanted}; leave it out.")
 
 
 def head_name(network: nn.Module) -> str:
@@ -113,10 +137,12 @@ def features(network: nn.Module, images: Tensor) -> Tensor:
         Float ``(N, F)``. In evaluation the head, where it is linear, makes the logits of it, but of the few networks of
         timm that normalise it before.
     """
-    if _head_stages(network) == 1:
+    stages = _head_stages(network)
+    if stages == 1:
         seen = network.forward_features(images)  # type: ignore[operator]
     else:
-        seen = network.forward_intermediates(images, indices=_head_stages(network))[1]  # type: ignore[operator]
+        last, maps = network.forward_intermediates(images, indices=stages)  # type: ignore[operator]
+        seen = _seen_by_head(last, maps, stages)
     return network.forward_head(seen, pre_logits=True)  # type: ignore[operator]
 
 
@@ -147,12 +173,29 @@ def describe(network: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         last = network.forward_features(images)  # type: ignore[operator]
         return network.forward_head(last), [network.forward_head(last, pre_logits=True)]  # type: ignore[operator]
     last, maps = network.forward_intermediates(images, indices=LAST_STAGES)  # type: ignore[operator]
-    seen = last if _head_stages(network) == 1 else maps
+    seen = _seen_by_head(last, maps, _head_stages(network))
     return network.forward_head(seen), [stage.mean((2, 3)) for stage in maps]  # type: ignore[operator]
+
+
+def described_by_head(name: str, stages: int) -> bool:
+    """Whether a head that sees so many stages classifies just what :func:`describe` tells.
+
+    It does where it sees all of them; of timm's networks, many have more layers between the last map and the head.
+
+    Args:
+        name: an own architecture or ``timm/<model>``.
+        stages: seen by the head.
+    """
+    return stages == LAST_STAGES and not name.startswith(TIMM)
 
 
 def _head_stages(network: nn.Module) -> int:
     return int(getattr(network, "head_stages", 1))
+
+
+def _seen_by_head(last: Tensor, maps: list[Tensor], stages: int) -> Tensor | list[Tensor]:
+    """What ``forward_head`` takes; what it takes of the last stage need not be that stage's map."""
+    return last if stages == 1 else [*maps[-stages:-1], last]
 
 
 def spatial_map(network: nn.Module, maps: Tensor) -> Tensor:

@@ -85,8 +85,8 @@ class Budget:
         tried = (facts.images + evaluated) * large.reading / 2 / large.threads  # whether they can be read
         seconds = self.elapsed() + _OPENING + tried + evaluated * large.on_all_devices(answering) + _CLOSING
         if facts.validated >= LEAST_HELD_OUT or not epochs:
-            # A head that is solved on several stages leaves what describes the training images.
-            described = (facts.images if epochs or facts.head_stages == 1 else 0, facts.validated)
+            # A head that is solved on several stages may leave what describes the training images.
+            described = (facts.images if epochs or not facts.described_by_head else 0, facts.validated)
             seconds += sum(min(ASKED_OF_FAMILIARITY, count) for count in described) * embedded
         if self.registers:
             seconds += _REGISTERING + facts.tested * large.with_reading(answering)

@@ -9,7 +9,7 @@ import torch
 from datamodules import ImageDataModule
 from pipeline.finetuning.optimization import weight_scale
 from pipeline.finetuning.solving import has_linear_head
-from pipeline.models.backbones import TIMM, most_head_stages
+from pipeline.models.backbones import LAST_STAGES, TIMM, described_by_head, most_head_stages
 from pipeline.task import ClassificationTask
 
 _LOOKED_AT = 32  # images whose size is read
@@ -34,6 +34,7 @@ class Facts:
         pretrained: whether there are weights to build on.
         linear_head: whether the classifier is one linear layer, and can be solved.
         head_stages: how many of the last stages a classifier can see.
+        described_by_head: whether a classifier that sees all of them sees just what tells strange images.
         step_scale: root mean square of the backbone's weights, the median over its layers.
         device: ``cpu``, ``cuda`` or another kind.
         devices: that train together.
@@ -55,6 +56,7 @@ class Facts:
     pretrained: bool
     linear_head: bool
     head_stages: int
+    described_by_head: bool
     step_scale: float
     device: str
     devices: int
@@ -80,6 +82,7 @@ def gather_facts(data: ImageDataModule, task: ClassificationTask, weights_size: 
     table, network = data.table, task.network
     counts = table.counts("train")
     of_classes = [counts[name] for name in data.classes]
+    linear = has_linear_head(task)
     return Facts(
         images=len(table.rows("train")),
         validated=len(table.rows("val")),
@@ -93,8 +96,9 @@ def gather_facts(data: ImageDataModule, task: ClassificationTask, weights_size: 
         weights_size=weights_size,
         fixed_size=_takes_one_size(task),
         pretrained=task.load_report is not None,
-        linear_head=has_linear_head(task),
-        head_stages=most_head_stages(task.hparams["backbone"]),
+        linear_head=linear,
+        head_stages=most_head_stages(network) if linear else 1,
+        described_by_head=described_by_head(task.hparams["backbone"], LAST_STAGES),
         step_scale=weight_scale(network, task.head),
         device=device,
         devices=count_devices(trainer.devices, device) * int(trainer.num_nodes),
