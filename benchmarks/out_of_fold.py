@@ -69,7 +69,7 @@ def main() -> None:
     print("| | images | out of fold | log loss | tempered | strange, % |\n|---|---:|---:|---:|---:|---:|")
     for source in SOURCES:
         images = workplace.images(source)
-        stages = seen_by_heads(workplace, source, images, workplace.backbone, str(workplace.weights))
+        stages = seen_by_heads(workplace, source, images, workplace.backbone)
         labels = sorted({image.label for image in images})
         targets = torch.tensor([labels.index(image.label) for image in images])
         groups = [image.group for image in images]

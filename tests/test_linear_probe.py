@@ -1,5 +1,6 @@
 """A linear probe is solved, not trained: one pass over the images, a frozen backbone, one checkpoint."""
 
+import csv
 import itertools
 import json
 from pathlib import Path
@@ -135,6 +136,33 @@ def test_the_head_sees_three_stages_unless_another_number_is_set(arguments: list
     for folder in run_folders():
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["metrics"]["test/accuracy"]["value"] == 1.0
+
+
+def test_the_head_of_a_timm_network_sees_three_stages_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With nothing but the data given: the head is solved, handed over, and answers alone as it was tested."""
+    monkeypatch.chdir(tmp_path)
+    network = pretrained(tmp_path, per_class=12, backbone="timm/test_efficientnet")
+    data = [*fast(tmp_path / "images"), *network, "--trainer.logger=false"]
+    features = f"--finetuning.features={tmp_path}/features"
+    assert main(["fit", *data, "--finetuning=LinearProbe", "--data.val_fraction=0", features]) == 0
+    (folder,) = run_folders()
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert lines["model.head_stages"].split()[1] == "3"
+    assert network_of(folder)["network.classifier.weight"].shape[1] == 32 + 48 + 256
+    assert json.loads((folder / "summary.json").read_text())["metrics"]["test/accuracy"]["value"] == 1.0
+    with (folder / "predictions.csv").open(newline="") as lines:
+        tested = {row["path"]: row for row in csv.DictReader(lines)}
+    where = [f"--config={folder / 'config.yaml'}", f"--ckpt_path={folder / 'best.ckpt'}"]
+    assert main(["predict", *where, f"--data.predict_path={tmp_path / 'images'}", "--output=answers.csv"]) == 0
+    with Path("answers.csv").open(newline="") as lines:
+        answers = {row["path"]: row for row in csv.DictReader(lines)}
+    assert len(answers) > len(tested) > 0
+    for path, row in tested.items():
+        assert answers[path]["label"] == row["label"]
+        for column in ("score", "familiarity"):
+            assert float(answers[path][column]) == pytest.approx(float(row[column]), abs=1e-3)
 
 
 def test_it_is_solved_on_turned_images_too_and_holds_an_image_out_in_all_its_views(
