@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from datamodules.decode import DecodedImage
 from datamodules.preprocessing import Preprocessing
 from datamodules.transforms import ORIENTATIONS, PRESETS, Augmentation, turns
 from pipeline.models.backbones import create_backbone
+from pipeline.planning import planner
 from pipeline.planning.orientation import TURNS, Recognised, try_turns
 from tests.support import fast
 
@@ -159,3 +161,9 @@ def test_a_plan_finds_out_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ]
     assert main(["plan", *arguments, "--to=plan.yaml"]) == 0
     assert "orientation: mirrored # a probe recognises" in (tmp_path / "plan.yaml").read_text()
+    # The trial's heads tell spreads stage by stage where the head that is asked for sees several.
+    told: list[Any] = []
+    monkeypatch.setattr(planner, "try_turns", lambda *given: (told.append(given[-1]), try_turns(*given))[1])
+    for stages, widths in ((3, [16, 32, 64]), (1, [64])):
+        assert main(["plan", *arguments, f"--model.head_stages={stages}"]) == 0
+        assert told.pop() == widths
