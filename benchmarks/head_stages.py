@@ -23,9 +23,9 @@ from transfer import BACKBONES, FEW, LITE, Image, Workplace, add_work, divide, m
 from transfer_report import mean_of
 
 from datamodules import ManifestDataModule
-from pipeline.finetuning.features import evaluating
 from pipeline.finetuning.probe import fit_probe
 from pipeline.models.backbones import LAST_STAGES, TIMM, feature_widths, features
+from pipeline.models.modes import evaluating
 from pipeline.models.weights import preprocessing_record
 from pipeline.task import ClassificationTask
 

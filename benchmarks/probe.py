@@ -25,9 +25,10 @@ from scipy import stats
 from torch import Tensor, nn
 
 from datamodules import ImageFolderDataModule
-from pipeline.finetuning.features import evaluating, task_features
+from pipeline.finetuning.features import task_features
 from pipeline.finetuning.probe import fit_probe
 from pipeline.models.backbones import features
+from pipeline.models.modes import evaluating
 from pipeline.models.weights import preprocessing_record
 from pipeline.task import ClassificationTask
 

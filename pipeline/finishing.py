@@ -18,10 +18,11 @@ from pipeline.evaluation.comparison import paired_differences
 from pipeline.evaluation.familiarity import Familiarity
 from pipeline.evaluation.predictions import Predictions, to_probabilities
 from pipeline.finetuning import LinearProbe
-from pipeline.finetuning.features import evaluating, task_features
+from pipeline.finetuning.features import task_features
 from pipeline.finetuning.interpolation import USUAL_SHARE, StartingPoint, between, choose_share
 from pipeline.finetuning.solving import held_out_together
 from pipeline.models.backbones import describe, described_by_head
+from pipeline.models.modes import evaluating
 from pipeline.precision import computing
 from pipeline.runs import BEST, LAST, START
 from pipeline.task import ClassificationTask

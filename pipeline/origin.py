@@ -123,7 +123,7 @@ def origin_of_fit(settings: Namespace, given: str | None, written: str, scratch:
     data.preprocessing = hparams["preprocessing"]
     plan = _plan_of(checkpoint, content)
     if plan is None:
-        _keep_as_trained(settings, hparams, bool(content.get(FROZEN)))
+        _keep_as_trained(settings, hparams | network, bool(content.get(FROZEN)))
     return Origin(checkpoint, resumed, Lineage(**content[LINEAGE]), plan)
 
 

@@ -73,8 +73,8 @@ class ClassificationTask(LightningModule):
         layer_decay: factor of the rate from each stage of the backbone to the one before, in (0, 1].
         warmup_fraction: share of the optimizer steps in which the rates rise from zero, in [0, 1).
         dropout: share of the features zeroed before the classifier while training, in [0, 1).
-        head_stages: how many of the backbone's last stages the classifier sees, 1 to 3 (of transformers 1);
-            ``auto``: 1.
+        head_stages: how many of the backbone's last stages the classifier sees, 1 to 3 (1 where all maps are of one
+            size, as of most transformers); ``auto``: 1.
         batch_norm: by which statistics images are normalised in training: ``batch``: those of their batch, and stored
             ones follow them; ``stored``: the stored ones, which stay as they were; ``auto``: ``batch``.
         mixing: of the images of a training batch: ``mixup``, ``cutmix``, or ``either`` of them for each batch.

@@ -431,11 +431,21 @@ def test_a_checkpoint_goes_on_with_the_head_that_it_has(
     assert read_checkpoint(runs()[-1] / "last.ckpt")["hyper_parameters"]["head_stages"] == 2
 
 
-def test_a_checkpoint_of_an_earlier_release_goes_on_and_is_tested(arguments: list[str]) -> None:
-    assert main(["fit", *arguments, "--trainer.max_epochs=1", "--finetuning=FullFineTuning"]) == 0
+@pytest.mark.parametrize(("strategy", "planned"), [("FullFineTuning", True), ("ProbeThenFineTune", False)])
+def test_a_checkpoint_of_an_earlier_release_goes_on_and_is_tested(
+    arguments: list[str], strategy: str, planned: bool
+) -> None:
+    chosen = [f"--finetuning={strategy}", "--model.head_stages=1"]
+    assert main(["fit", *arguments, "--trainer.max_epochs=1", *chosen]) == 0
     (first,) = runs()
     content = read_checkpoint(first / "last.ckpt")
     del content["hyper_parameters"]["head_stages"]  # what those did not know
+    if planned:
+        plan = json.loads(content["plan"])
+        plan["choices"] = [choice for choice in plan["choices"] if choice["setting"] != "model.head_stages"]
+        content["plan"] = json.dumps(plan)
+    else:
+        del content["plan"]
     torch.save(content, "earlier.ckpt")
     assert main(["fit", *arguments, "--ckpt_path=earlier.ckpt", "--trainer.max_epochs=2"]) == 0
     assert read_checkpoint(runs()[-1] / "last.ckpt")["hyper_parameters"]["head_stages"] == 1

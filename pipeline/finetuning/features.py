@@ -5,7 +5,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pipeline.errors import UserError
 from pipeline.finetuning.room import UNFINISHED, WHOLE, make_room, note_use
 from pipeline.models import backbones
+from pipeline.models.modes import evaluating
 
 Floats = NDArray[np.float32]
 
@@ -242,18 +243,6 @@ def task_features(
 
     store = FeatureStore(folder, network_digest(network), record)
     return extract_features(network, embed, read_images, digests, store, progress=progress)
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode; afterwards each of its modules is in the mode that it was in."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def in_batches(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:

@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.finetuning.features import evaluating, in_batches, task_features
+from pipeline.finetuning.features import in_batches, task_features
 from pipeline.finetuning.probe import Probe, as_truth, deal_folds, fit_probe, join_folds, judge_out_of_fold
 from pipeline.finetuning.statistics import measure_statistics
 from pipeline.finetuning.strategy import Strategy
@@ -91,32 +91,9 @@ class SolvedHead(Strategy):
         return data.turns if self.turns else {}
 
 
-def has_linear_head(task: Any) -> bool:
-    """Whether the network's logits are linear in its features, so that a head can be solved.
-
-    A few of timm's networks end in a linear layer, and normalise in front of it what timm calls their features.
-
-    Args:
-        task: a :class:`~pipeline.task.ClassificationTask`, with its weights.
-    """
-    network: nn.Module = task.network
-    head = network.get_submodule(task.head)
-    if not isinstance(head, nn.Linear) or not task.hparams["backbone"].startswith(backbones.TIMM):
-        return isinstance(head, nn.Linear)
-    side = backbones.default_preprocessing(task.hparams["backbone"])["size"]  # some networks take no other
-    shape = 1, len(task.hparams["preprocessing"]["mean"]), side, side
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(task.device)
-    seen: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    with evaluating(network), torch.inference_mode(), hook:
-        network(images)
-        features = backbones.features(network, images)
-    return seen[0].shape == features.shape and torch.allclose(seen[0], features, rtol=1e-3, atol=1e-4)
-
-
 def _images_for(strategy: str, trainer: Trainer, task: Any) -> PlainImages:
     """The trainer's datamodule, where a head can be solved at all."""
-    if not has_linear_head(task):
+    if not backbones.has_linear_head(task.network, len(task.hparams["preprocessing"]["mean"])):
         kind = type(task.network.get_submodule(task.head)).__name__
         found = "Linear behind other layers" if kind == "Linear" else kind
         raise UserError(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from pipeline.finetuning.features import evaluating
+from pipeline.models.modes import evaluating
 
 
 def normalisations(network: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:

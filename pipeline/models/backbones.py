@@ -9,10 +9,12 @@ import math
 from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError, near_matches
 from pipeline.models.family import CIFAR_FAMILY, FAMILY
+from pipeline.models.modes import evaluating
 from pipeline.models.resnet import ResNet
 from pipeline.models.wide_head import SeesSeveralStages, tells_stages, widen_head
 
@@ -58,11 +60,16 @@ def create_backbone(
     if name.startswith(TIMM):
         import timm
 
+        own_dropout = dropout if head_stages == 1 else 0.0
         network = timm.create_model(
-            known_timm_model(name), pretrained=False, num_classes=num_classes, in_chans=in_channels, drop_rate=dropout
+            known_timm_model(name),
+            pretrained=False,
+            num_classes=num_classes,
+            in_chans=in_channels,
+            drop_rate=own_dropout,
         )
-        _require_stages(name, head_stages, most_head_stages(network))
-        if head_stages > 1:
+        if head_stages != 1:
+            _require_stages(name, head_stages, most_head_stages(network, in_channels))
             widen_head(network, head_name(network), head_stages, dropout)
     else:
         _require_stages(name, head_stages, LAST_STAGES)
@@ -78,13 +85,37 @@ def create_backbone(
     return network
 
 
-def most_head_stages(network: nn.Module) -> int:
+def has_linear_head(network: nn.Module, channels: int = 3) -> bool:
+    """Whether the network's logits are linear in its features, so that a head can be solved.
+
+    A few of timm's networks end in a linear layer, and change what timm calls their features in front of it.
+
+    Args:
+        network: from :func:`create_backbone`.
+        channels: of its images.
+    """
+    head = network.get_submodule(head_name(network))
+    if not isinstance(head, nn.Linear) or isinstance(network, ResNet | SeesSeveralStages):
+        return isinstance(head, nn.Linear)
+    side = timm_preprocessing(network.pretrained_cfg)["size"]  # type: ignore[arg-type]  # some networks take no other
+    images = torch.randn(1, channels, side, side, generator=torch.Generator().manual_seed(0))
+    seen: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with evaluating(network), torch.inference_mode(), hook:
+        maps = network.forward_features(images.to(head.weight.device))  # type: ignore[operator]
+        network.forward_head(maps)  # type: ignore[operator]
+        # Bit by bit: a batch normalisation that has seen nothing yet changes next to nothing.
+        return seen[0].equal(network.forward_head(maps, pre_logits=True))  # type: ignore[operator]
+
+
+def most_head_stages(network: nn.Module, channels: int = 3) -> int:
     """How many of a network's last stages a head can see.
 
     Of timm's networks more than one where they are stages, with maps of several sizes, and the head is linear.
 
     Args:
         network: from :func:`create_backbone`.
+        channels: of its images.
 
     Example:
         >>> most_head_stages(create_backbone("timm/test_efficientnet", 10))
@@ -94,8 +125,7 @@ def most_head_stages(network: nn.Module) -> int:
     """
     if isinstance(network, ResNet | SeesSeveralStages):
         return LAST_STAGES
-    linear = isinstance(network.get_submodule(head_name(network)), nn.Linear)
-    return LAST_STAGES if linear and tells_stages(network, LAST_STAGES) else 1
+    return LAST_STAGES if tells_stages(network, LAST_STAGES) and has_linear_head(network, channels) else 1
 
 
 def _require_stages(name: str, wanted: int, most: int) -> None:
@@ -195,7 +225,7 @@ def _head_stages(network: nn.Module) -> int:
 
 def _seen_by_head(last: Tensor, maps: list[Tensor], stages: int) -> Tensor | list[Tensor]:
     """What ``forward_head`` takes; what it takes of the last stage need not be that stage's map."""
-    return last if stages == 1 else [*maps[-stages:-1], last]
+    return last if stages == 1 else [*maps[:-1], last]
 
 
 def spatial_map(network: nn.Module, maps: Tensor) -> Tensor:

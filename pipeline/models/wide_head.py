@@ -1,9 +1,10 @@
 """A classifier that sees several stages of a network of timm's, as :class:`~pipeline.models.resnet.ResNet` has its own.
 
-The network keeps its class, its parts and their names; what it makes of an image goes another way at the end.
+The network keeps its parts and their names; what it makes of an image goes another way at the end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,28 +18,32 @@ class SeesSeveralStages(nn.Module):
     head_stages: int
     #: Features that it sees of each of them.
     head_widths: list[int]
-    #: Of the earlier stages' features; those of the last are the network's own affair.
     head_dropout: nn.Dropout
 
     def forward_head(self, maps: Sequence[Tensor], pre_logits: bool = False) -> Tensor:
         """Maps to logits, or with ``pre_logits`` to what logits are made of, side by side.
 
         Args:
-            maps: of the last ``head_stages`` stages, from low to high: of earlier ones ``(N, C, h, w)``, of the last
-                what ``forward_features`` makes.
+            maps: of the last ``head_stages`` stages or more, from low to high: of earlier ones ``(N, C, h, w)``, of the
+                last what ``forward_features`` makes.
             pre_logits: features instead of logits.
 
         Returns:
             ``(N, num_classes)``, or features ``(N, F)``.
         """
-        *earlier, last = maps
-        means = self.head_dropout(torch.cat([stage_map.mean((2, 3)) for stage_map in earlier], dim=1))
-        features = torch.cat([means, super().forward_head(last, pre_logits=True)], dim=1)  # type: ignore[misc]
+        *earlier, last = maps[-self.head_stages :]
+        means = [stage_map.mean((2, 3)) for stage_map in earlier]
+        features = torch.cat([*means, super().forward_head(last, pre_logits=True)], dim=1)  # type: ignore[misc]
+        features = self.head_dropout(features)
         return features if pre_logits else self.get_submodule(self.head_name)(features)
 
     def forward(self, images: Tensor) -> Tensor:
         last, maps = self.forward_intermediates(images, indices=self.head_stages)  # type: ignore[operator]
         return self.forward_head([*maps[:-1], last])
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., nn.Module], tuple[type], dict[str, Any]]:
+        # Its class has no name by which another process would find it.
+        return _empty, (type(self).__bases__[1],), self.__dict__
 
 
 def tells_stages(network: nn.Module, stages: int) -> bool:
@@ -55,12 +60,9 @@ def tells_stages(network: nn.Module, stages: int) -> bool:
 def widen_head(network: nn.Module, name: str, stages: int, dropout: float) -> None:
     """Put a fresh classifier that sees several stages in the place of a network's own.
 
-    Where the network normalises its features in front of the classifier, that is passed by: what is next to them was
-    not meant for it.
-
     Args:
-        network: of timm's, for which :func:`tells_stages` is true; changed in place.
-        name: of its classifier, which is linear.
+        network: of timm's, without dropout of its own, for which :func:`tells_stages` is true; changed in place.
+        name: of its classifier, which is linear in what timm calls the network's features.
         stages: how many, at least 2.
         dropout: share of the features zeroed before the head while training.
     """
@@ -72,5 +74,14 @@ def widen_head(network: nn.Module, name: str, stages: int, dropout: float) -> No
     network.head_widths = [*earlier, head.in_features]  # type: ignore[assignment]
     network.head_dropout = nn.Dropout(dropout)
     network.set_submodule(name, nn.Linear(sum(network.head_widths), head.out_features))  # type: ignore[arg-type]
-    kind = type(network)
-    network.__class__ = type(f"{kind.__name__}OfSeveralStages", (SeesSeveralStages, kind), {})
+    network.__class__ = _seeing_several_stages(type(network))
+
+
+def _seeing_several_stages(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(f"{kind.__name__}OfSeveralStages", (SeesSeveralStages, kind), {})
+
+
+def _empty(kind: type[nn.Module]) -> nn.Module:
+    """A network of such a kind, whose contents are still to come."""
+    wide = _seeing_several_stages(kind)
+    return wide.__new__(wide)

@@ -8,8 +8,7 @@ import torch
 
 from datamodules import ImageDataModule
 from pipeline.finetuning.optimization import weight_scale
-from pipeline.finetuning.solving import has_linear_head
-from pipeline.models.backbones import LAST_STAGES, TIMM, described_by_head, most_head_stages
+from pipeline.models.backbones import LAST_STAGES, TIMM, described_by_head, has_linear_head, most_head_stages
 from pipeline.task import ClassificationTask
 
 _LOOKED_AT = 32  # images whose size is read
@@ -82,7 +81,7 @@ def gather_facts(data: ImageDataModule, task: ClassificationTask, weights_size: 
     table, network = data.table, task.network
     counts = table.counts("train")
     of_classes = [counts[name] for name in data.classes]
-    linear = has_linear_head(task)
+    channels = len(task.hparams["preprocessing"]["mean"])
     return Facts(
         images=len(table.rows("train")),
         validated=len(table.rows("val")),
@@ -96,8 +95,8 @@ def gather_facts(data: ImageDataModule, task: ClassificationTask, weights_size: 
         weights_size=weights_size,
         fixed_size=_takes_one_size(task),
         pretrained=task.load_report is not None,
-        linear_head=linear,
-        head_stages=most_head_stages(network) if linear else 1,
+        linear_head=has_linear_head(network, channels),
+        head_stages=most_head_stages(network, channels),
         described_by_head=described_by_head(task.hparams["backbone"], LAST_STAGES),
         step_scale=weight_scale(network, task.head),
         device=device,

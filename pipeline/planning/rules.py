@@ -118,7 +118,7 @@ def strategy(facts: Facts, epochs: int, trains: bool) -> Ruled:
 def head_stages(facts: Facts, solved: bool) -> Ruled:
     """How many of the backbone's last stages the classifier sees."""
     if facts.head_stages == 1:
-        return Ruled(1, "the head of such a network sees its last layer alone")
+        return Ruled(1, "of this network a head can see no more than the last stage")
     if not solved:
         return Ruled(1, "a fresh head waits for the last stage to learn what it needs", _measured(facts))
     return Ruled(

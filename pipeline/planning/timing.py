@@ -11,8 +11,8 @@ from torch import Tensor
 
 from datamodules import DataError, ImageDataModule
 from datamodules.checking import all_cores, usable_cores
-from pipeline.finetuning.features import evaluating
 from pipeline.finetuning.freezing import freeze, hold_still
+from pipeline.models.modes import evaluating
 from pipeline.task import ClassificationTask
 
 # After a step that warms up: so many, or fewer where they have taken so many seconds.
