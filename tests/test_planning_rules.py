@@ -114,7 +114,9 @@ def test_steps_are_promised_only_where_there_are_so_many(facts: dict[str, int], 
 def test_small_batches_keep_stored_statistics() -> None:
     assert rules.batch_norm(FACTS, 4).value == "stored"
     assert rules.batch_norm(FACTS, 8).value == "batch"
-    assert rules.batch_norm(replace(FACTS, pretrained=False), 8).value == "batch"
+    assert rules.batch_norm(replace(FACTS, depthwise=True), 32).value == "stored"
+    for depthwise in (True, False):
+        assert rules.batch_norm(replace(FACTS, pretrained=False, depthwise=depthwise), 8).value == "batch"
 
 
 def test_few_images_pass_more_often() -> None:

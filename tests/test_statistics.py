@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.finetuning.statistics import measure_statistics, normalisations
+from pipeline.finetuning.statistics import measure_statistics, normalisations, normalises_depthwise
 from pipeline.models.backbones import create_backbone
 
 
@@ -54,3 +54,19 @@ def test_no_batches_say_nothing(network: nn.Module) -> None:
 def test_a_network_without_them_has_nothing_to_measure() -> None:
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4))
     assert measure_statistics(plain, plain, batches()) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("timm/test_efficientnet", True),
+        ("timm/mobilenetv3_small_050", True),
+        ("resnet18", False),
+        ("resnext50_32x4d", False),  # convolves in groups of several channels
+        ("timm/test_convnext", False),  # has no batch normalisation
+        ("timm/test_vit", False),
+    ],
+)
+def test_depthwise_convolutions_count_where_batches_are_normalised(name: str, expected: bool) -> None:
+    with torch.device("meta"):
+        assert normalises_depthwise(create_backbone(name, 3)) == expected

@@ -18,6 +18,14 @@ def normalisations(network: nn.Module) -> dict[str, nn.modules.batchnorm._BatchN
     }
 
 
+def normalises_depthwise(network: nn.Module) -> bool:
+    """Whether a network has both batch normalisations and depthwise convolutions, as MobileNet and EfficientNet do."""
+    depthwise = (
+        isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1 for module in network.modules()
+    )
+    return bool(normalisations(network)) and any(depthwise)
+
+
 def use_stored_statistics(network: nn.Module) -> None:
     """Put all batch normalisations into evaluation mode: they normalise by stored statistics, which do not move."""
     for norm in normalisations(network).values():

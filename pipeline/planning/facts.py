@@ -8,6 +8,7 @@ import torch
 
 from datamodules import ImageDataModule
 from pipeline.finetuning.optimization import weight_scale
+from pipeline.finetuning.statistics import normalises_depthwise
 from pipeline.models.backbones import LAST_STAGES, TIMM, described_by_head, has_linear_head, most_head_stages
 from pipeline.task import ClassificationTask
 
@@ -34,6 +35,7 @@ class Facts:
         linear_head: whether the classifier is one linear layer, and can be solved.
         head_stages: how many of the last stages a classifier can see.
         described_by_head: whether a classifier that sees all of them sees just what tells strange images.
+        depthwise: whether batch normalisations follow depthwise convolutions.
         step_scale: root mean square of the backbone's weights, the median over its layers.
         device: ``cpu``, ``cuda`` or another kind.
         devices: that train together.
@@ -56,6 +58,7 @@ class Facts:
     linear_head: bool
     head_stages: int
     described_by_head: bool
+    depthwise: bool
     step_scale: float
     device: str
     devices: int
@@ -98,6 +101,7 @@ def gather_facts(data: ImageDataModule, task: ClassificationTask, weights_size: 
         linear_head=has_linear_head(network, channels),
         head_stages=most_head_stages(network, channels),
         described_by_head=described_by_head(task.hparams["backbone"], LAST_STAGES),
+        depthwise=normalises_depthwise(network),
         step_scale=weight_scale(network, task.head),
         device=device,
         devices=count_devices(trainer.devices, device) * int(trainer.num_nodes),
