@@ -65,6 +65,18 @@ def test_a_head_is_solved_unless_enough_images_pass(
     assert lines["model.head_stages"].split()[1] == {"ProbeThenFineTune": "3", "FullFineTuning": "1"}[strategy]
 
 
+@pytest.mark.parametrize(
+    ("backbone", "statistics"), [("timm/test_efficientnet", "stored"), ("timm/test_resnet", "batch")]
+)
+def test_statistics_behind_depthwise_convolutions_stay(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], backbone: str, statistics: str
+) -> None:
+    network = pretrained(tmp_path, per_class=12, backbone=backbone)
+    assert main(["plan", *arguments, *network, "--finetuning=FullFineTuning"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert lines["model.batch_norm"].split()[1] == statistics
+
+
 @pytest.mark.parametrize("budget", [[], ["--budget=20m"]])
 @pytest.mark.parametrize(
     "told", ["--trainer.max_epochs=5", "--model.learning_rate=1e-4", "--model.mixing=mixup", "--patience=5"]
