@@ -71,7 +71,8 @@ def test_a_head_is_solved_unless_enough_images_pass(
 def test_statistics_behind_depthwise_convolutions_stay(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], backbone: str, statistics: str
 ) -> None:
-    network = pretrained(tmp_path, per_class=12, backbone=backbone)
+    (tmp_path / "others").mkdir()
+    network = pretrained(tmp_path / "others", per_class=1, backbone=backbone)
     assert main(["plan", *arguments, *network, "--finetuning=FullFineTuning"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
     assert lines["model.batch_norm"].split()[1] == statistics
