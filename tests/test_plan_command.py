@@ -16,6 +16,7 @@ from pipeline.cli import main
 from pipeline.planning import planner, session
 from pipeline.planning.budget import Budget, Fitted
 from pipeline.planning.facts import Facts
+from pipeline.planning.timing import Stopwatch
 from pipeline.task import ClassificationTask
 from tests.support import MACHINE, pretrained, write_images
 
@@ -69,11 +70,25 @@ def test_a_head_is_solved_unless_enough_images_pass(
     ("backbone", "statistics"), [("timm/test_efficientnet", "stored"), ("timm/test_resnet", "batch")]
 )
 def test_statistics_behind_depthwise_convolutions_stay(
-    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], backbone: str, statistics: str
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    backbone: str,
+    statistics: str,
 ) -> None:
+    timed: list[bool] = []
+
+    class Watched(Stopwatch):
+        def __init__(self, *given: Any, stored: bool) -> None:
+            timed.append(stored)
+            super().__init__(*given, stored=stored)
+
+    monkeypatch.setattr(planner, "Stopwatch", Watched)
     (tmp_path / "others").mkdir()
     network = pretrained(tmp_path / "others", per_class=1, backbone=backbone)
-    assert main(["plan", *arguments, *network, "--finetuning=FullFineTuning"]) == 0
+    assert main(["plan", *arguments, *network, "--finetuning=FullFineTuning", "--budget=20m"]) == 0
+    assert timed == [statistics == "stored"]
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
     assert lines["model.batch_norm"].split()[1] == statistics
 

@@ -39,6 +39,16 @@ def test_weights_and_statistics_are_left_as_they_were(task: ClassificationTask) 
     assert all(parameter.grad is None for parameter in task.network.parameters())
 
 
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_step_is_measured_with_the_statistics_that_training_uses(task: ClassificationTask, stored: bool) -> None:
+    modes: list[bool] = []
+    watch = Stopwatch(task, DATA, 64, 4, "cpu", 1, contextlib.nullcontext, stored=stored)
+    with task.network.bn1.register_forward_hook(lambda norm, *_: modes.append(norm.training)):
+        watch.training(32)
+    assert modes
+    assert set(modes) == {not stored}
+
+
 def test_smaller_images_are_measured_and_larger_ones_follow_from_the_area(
     task: ClassificationTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:

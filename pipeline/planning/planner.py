@@ -37,6 +37,7 @@ ORIENTATION = "data.init_args.orientation"
 VAL_FRACTION = "data.init_args.val_fraction"
 BATCH_SIZE, VIEWS = "data.init_args.batch_size", "model.test_time_augmentation"
 EPOCHS = "trainer.max_epochs"
+STATISTICS = "model.batch_norm"
 RATE, HEAD_RATE = "model.learning_rate", "model.head_learning_rate"
 _TURNED = 400  # images that are tried in other orientations
 _TURNED_SIZE = 128  # and their side: how a thing is turned shows in fewer pixels than what it is
@@ -50,7 +51,7 @@ _OF_TRAINING = {
     "model.weight_decay": 0.05,
     "model.layer_decay": 1.0,
     "model.warmup_fraction": 0.1,
-    "model.batch_norm": None,
+    STATISTICS: None,
     "model.dropout": 0.0,
     "model.mixing": "none",
     TRANSFORMS: "standard",
@@ -151,7 +152,7 @@ class Planner:
         rate = self._settle(RATE, rules.learning_rate(facts, batch_size))
         solved = chosen == "ProbeThenFineTune"
         self._settle(HEAD_RATE, rules.head_learning_rate(facts, rate, solved))
-        self._settle("model.batch_norm", rules.batch_norm(facts, batch_size))
+        self._settle(STATISTICS, rules.batch_norm(facts, batch_size))
         self._settle(VIEWS, rules.test_time_augmentation(facts, orientation))
         return Plan(tuple(self.choices.values()), expected)
 
@@ -175,8 +176,17 @@ class Planner:
         strategy = self._strategy(passes.value)
         frozen = early_parameters(bench.task.network, _freeze_early(strategy.value))
         batch_size = self._given(BATCH_SIZE) or rules.batch_size(facts).value
+        statistics = self._given(STATISTICS) or rules.batch_norm(facts, batch_size).value
         stopwatch = Stopwatch(
-            bench.task, bench.data, size.value, batch_size, facts.first_device, facts.devices, precision, frozen
+            bench.task,
+            bench.data,
+            size.value,
+            batch_size,
+            facts.first_device,
+            facts.devices,
+            precision,
+            frozen,
+            stored=statistics == "stored",
         )
         views = self._given(VIEWS)
         budget = Budget(
