@@ -35,7 +35,7 @@ class Facts:
         linear_head: whether the classifier is one linear layer, and can be solved.
         head_stages: how many of the last stages a classifier can see.
         described_by_head: whether a classifier that sees all of them sees just what tells strange images.
-        depthwise: whether batch normalisations follow depthwise convolutions.
+        depthwise: whether the network has both depthwise convolutions and batch normalisations.
         step_scale: root mean square of the backbone's weights, the median over its layers.
         device: ``cpu``, ``cuda`` or another kind.
         devices: that train together.
