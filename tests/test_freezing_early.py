@@ -91,9 +91,9 @@ def test_a_budget_reckons_with_them(
     seen: list[Any] = []
     real = planner.Stopwatch
 
-    def watched(*given: Any) -> Any:
+    def watched(*given: Any, **named: Any) -> Any:
         seen.append(given[-1])
-        return real(*given)
+        return real(*given, **named)
 
     monkeypatch.setattr(planner, "Stopwatch", watched)
     assert main(["plan", *arguments[1:], "--budget=20m", *told]) == 0

@@ -235,9 +235,9 @@ def test_time_is_measured_on_the_steps_that_will_be_trained(
     measured: list[tuple[int, str]] = []
 
     class Watched(planner.Stopwatch):
-        def __init__(self, task: Any, data: Any, size: int, batch_size: int, device: str, *others: Any) -> None:
-            measured.append((batch_size, device))
-            super().__init__(task, data, size, batch_size, device, *others)
+        def __init__(self, *given: Any, **named: Any) -> None:
+            measured.append(given[3:5])
+            super().__init__(*given, **named)
 
     monkeypatch.setattr(planner, "Stopwatch", Watched)
     assert main(["plan", *arguments, "--budget=30m", "--data.batch_size=5"]) == 0
@@ -254,7 +254,7 @@ def test_a_plan_is_made_on_the_device_that_trains(arguments: list[str], monkeypa
     class OnlyAskedError(Exception):
         """There is no such device here."""
 
-    def asked(*given: Any) -> None:
+    def asked(*given: Any, **_: Any) -> None:
         devices.append(given[4])
         raise OnlyAskedError
 
@@ -285,7 +285,7 @@ def test_batches_that_the_trainer_accumulates_are_known(arguments: list[str], mo
 def test_a_written_plan_is_not_measured_once_more(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     command = [*arguments, "--trainer.max_epochs=1", "--budget=30m"]
     assert main(["plan", *command, "--to=plan.yaml"]) == 0
-    monkeypatch.setattr(planner, "Stopwatch", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(planner, "Stopwatch", lambda *_, **__: pytest.fail("measured again"))
     assert main(["fit", *command, "--config=plan.yaml"]) == 0
 
 
