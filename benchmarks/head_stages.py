@@ -12,7 +12,7 @@ full); second: log loss.
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,18 @@ def seen_by_heads(workplace: Workplace, source: str, images: list[Image], name: 
     return list(joined.split(feature_widths(task.network) or [joined.shape[1]], dim=1))
 
 
+def everything_seen(
+    workplace: Workplace, networks: Sequence[str]
+) -> Iterator[tuple[str, str, list[Image], list[Tensor], Tensor]]:
+    """Of each network and source: both names, images, what a head sees of them, and their classes, int64 ``(N,)``."""
+    for name in networks:
+        for source in SOURCES:
+            images = workplace.images(source)
+            labels = sorted({image.label for image in images})
+            targets = torch.tensor([labels.index(image.label) for image in images])
+            yield name, source, images, seen_by_heads(workplace, source, images, name), targets
+
+
 def divisions(images: list[Image], few: int | None) -> Iterator[tuple[int, list[int], list[int]]]:
     """Seeds, and rows of images that train (so many a class; None: all there are) and that test."""
     row_of = {image.path: row for row, image in enumerate(images)}
@@ -95,21 +107,16 @@ def main() -> None:
     workplace = Workplace(parser.parse_args().work.resolve(), material_folder(), None)
     print(f"| | last stage | {' | '.join(f'last {count}' for count in range(2, LAST_STAGES + 1))} |")
     print("|---|---:|" + "---:|" * (LAST_STAGES - 1))
-    for name in NETWORKS:
-        for source in SOURCES:
-            images = workplace.images(source)
-            stages = seen_by_heads(workplace, source, images, name)
-            labels = sorted({image.label for image in images})
-            targets = torch.tensor([labels.index(image.label) for image in images])
-            for few in (FEW, None):
-                judged = [judge(stages, targets, train, test, seed) for seed, train, test in divisions(images, few)]
-                values = np.array(judged).reshape(len(judged), LAST_STAGES, 2)
-                cells = [f"{values[:, 0, 0].mean():.1f}, {values[:, 0, 1].mean():.3f}"]
-                for count in range(1, LAST_STAGES):
-                    gained = mean_of([(values[:, count, 0] - values[:, 0, 0]).tolist()])
-                    cells.append(f"{gained.value:+.1f} ± {gained.half:.1f}, {values[:, count, 1].mean():.3f}")
-                kind = f"{source}, {'in full' if few is None else f'{few} a class'} ({len(judged)})"
-                print(f"| {name.removeprefix(TIMM)}, {kind} | {' | '.join(cells)} |", flush=True)
+    for name, source, images, stages, targets in everything_seen(workplace, NETWORKS):
+        for few in (FEW, None):
+            judged = [judge(stages, targets, train, test, seed) for seed, train, test in divisions(images, few)]
+            values = np.array(judged).reshape(len(judged), LAST_STAGES, 2)
+            cells = [f"{values[:, 0, 0].mean():.1f}, {values[:, 0, 1].mean():.3f}"]
+            for count in range(1, LAST_STAGES):
+                gained = mean_of([(values[:, count, 0] - values[:, 0, 0]).tolist()])
+                cells.append(f"{gained.value:+.1f} ± {gained.half:.1f}, {values[:, count, 1].mean():.3f}")
+            kind = f"{source}, {'in full' if few is None else f'{few} a class'} ({len(judged)})"
+            print(f"| {name.removeprefix(TIMM)}, {kind} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import argparse
 
 import numpy as np
 import torch
-from head_stages import SOURCES, divisions, seen_by_heads
+from head_stages import divisions, everything_seen
 from torch import Tensor
 from torch.nn import functional
 from transfer import Workplace, add_work, material_folder
@@ -67,11 +67,7 @@ def main() -> None:
     add_work(parser)
     workplace = Workplace(parser.parse_args().work.resolve(), material_folder(), None)
     print("| | images | out of fold | log loss | tempered | strange, % |\n|---|---:|---:|---:|---:|---:|")
-    for source in SOURCES:
-        images = workplace.images(source)
-        stages = seen_by_heads(workplace, source, images, workplace.backbone)
-        labels = sorted({image.label for image in images})
-        targets = torch.tensor([labels.index(image.label) for image in images])
+    for _, source, images, stages, targets in everything_seen(workplace, [workplace.backbone]):
         groups = [image.group for image in images]
         for few in PER_CLASS:
             values = np.array(
@@ -81,7 +77,7 @@ def main() -> None:
             cells = [f"{beyond.value:+.1f} ± {beyond.half:.1f}", f"{loss.value:.3f}"]
             cells.append(f"{change.value:+.4f} ± {change.half:.4f}")
             cells.append("" if np.isnan(strange.value) else f"{strange.value:.1f} ± {strange.half:.1f}")
-            print(f"| {source}, {few} a class | {few * len(labels)} | {' | '.join(cells)} |", flush=True)
+            print(f"| {source}, {few} a class | {few * (int(targets.max()) + 1)} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

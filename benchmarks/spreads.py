@@ -10,7 +10,7 @@ import argparse
 
 import numpy as np
 import torch
-from head_stages import NETWORKS, SOURCES, divisions, seen_by_heads
+from head_stages import NETWORKS, divisions, everything_seen
 from torch import Tensor
 from torch.nn import functional
 from transfer import FEW, Workplace, add_work, material_folder
@@ -34,21 +34,16 @@ def main() -> None:
     add_work(parser)
     workplace = Workplace(parser.parse_args().work.resolve(), material_folder(), None)
     print(f"| | {' | '.join(map(str, COUNTS))} |\n|---|{'---:|' * len(COUNTS)}")
-    for name in NETWORKS:
-        for source in SOURCES:
-            images = workplace.images(source)
-            stages = seen_by_heads(workplace, source, images, name)
-            labels = sorted({image.label for image in images})
-            targets = torch.tensor([labels.index(image.label) for image in images])
-            for few in (FEW, None):
-                cells = []
-                for probe._PRIOR_IMAGES in COUNTS:
-                    drawn = divisions(images, few)
-                    judged = np.array([judge(stages, targets, train, test, seed) for seed, train, test in drawn])
-                    (right, loss), worst = judged.mean(0), judged[:, 1].max()
-                    cells.append(f"{right:.1f}, {loss:.3f} ({worst:.2f})")
-                kind = f"{source}, {'in full' if few is None else f'{few} a class'} ({len(judged)})"
-                print(f"| {name.removeprefix('timm/tf_')}, {kind} | {' | '.join(cells)} |", flush=True)
+    for name, source, images, stages, targets in everything_seen(workplace, NETWORKS):
+        for few in (FEW, None):
+            cells = []
+            for probe._PRIOR_IMAGES in COUNTS:
+                drawn = divisions(images, few)
+                judged = np.array([judge(stages, targets, train, test, seed) for seed, train, test in drawn])
+                (right, loss), worst = judged.mean(0), judged[:, 1].max()
+                cells.append(f"{right:.1f}, {loss:.3f} ({worst:.2f})")
+            kind = f"{source}, {'in full' if few is None else f'{few} a class'} ({len(judged)})"
+            print(f"| {name.removeprefix('timm/tf_')}, {kind} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
