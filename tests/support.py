@@ -56,6 +56,16 @@ def pretrained(folder: Path, per_class: int, backbone: str = "resnet20") -> list
     return [f"--model.backbone={backbone}", f"--model.weights={folder / 'weights.safetensors'}"]
 
 
+def runs() -> list[Path]:
+    """Run folders below the working folder, the newest last."""
+    return sorted(Path("runs").iterdir(), key=lambda folder: folder.stat().st_mtime)
+
+
+def settings_of(choices: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a plan chose, by setting."""
+    return {choice["setting"]: choice["value"] for choice in choices}
+
+
 class InterruptAt(Callback):
     """Sends this process a signal at the start of a training step.
 
