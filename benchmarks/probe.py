@@ -57,7 +57,7 @@ class Contest:
         found = task_features(
             self.task,
             partial(self.data.plain_batches, self.train),
-            self.data.contents("train", self.folder / "contents.npy"),
+            self.data.images("train").contents(self.folder / "contents.npy"),
             self.folder,
         )
         probe = fit_probe(torch.from_numpy(found), self.targets, len(self.task.classes), seed=SEED)

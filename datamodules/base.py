@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -18,9 +19,7 @@ from datamodules.checking import (
     channel_statistics,
     name_unreadable,
     unreadable_images,
-    usable_cores,
 )
-from datamodules.contents import remembered_digests
 from datamodules.dataset import UNLABELLED, ImageDataset, ImageLoader, ResumableDataLoader
 from datamodules.division import VAL_FRACTION, Division
 from datamodules.errors import DataError
@@ -28,7 +27,8 @@ from datamodules.keeping import kept_images
 from datamodules.preprocessing import Preprocessing
 from datamodules.record import measured_record, resolve_record
 from datamodules.sampling import EpochSampler, class_balance, keys_of
-from datamodules.storage import FileStorage, Storage
+from datamodules.split_images import SplitImages
+from datamodules.storage import FileStorage
 from datamodules.table import ImageTable, Listing
 from datamodules.transforms import Augmentation, Orientation, turns
 from datamodules.unlabelled import UnlabelledImages
@@ -216,65 +216,20 @@ class ImageDataModule(LightningDataModule):
         dataset = self._dataset("train", Preprocessing.from_dict(record), None)
         return channel_statistics(dataset, self.division.seed)
 
-    def paths(self, split: str) -> list[str]:
-        """Paths of a split (``train``, ``val``, ``test`` or ``predict``), by a batch's ``index``."""
-        rows = self._rows(split)
-        names = self._unlabelled if self._is_unlabelled(split) else self.table.paths
-        return [names[row] for row in rows]
-
-    def encoded(self, split: str, index: int) -> bytes:
-        """The bytes of one image as they are stored."""
-        source = self._storage(split).source(int(self._rows(split)[index]))
-        return source if isinstance(source, bytes) else source.read_bytes()
-
-    def groups(self, split: str) -> list[str] | None:
-        """What each image of a split belongs to (a patient, a scene); None where nothing is known of it."""
-        groups = None if self._is_unlabelled(split) else self.table.listing.groups
-        return None if groups is None else [groups[row] for row in self._rows(split)]
-
-    def metadata(self, split: str) -> dict[str, list[str]]:
-        """What else the source says of each image of a split, by name."""
-        metadata = None if self._is_unlabelled(split) else self.table.listing.metadata
-        rows = self._rows(split)
-        return {name: [values[row] for row in rows] for name, values in (metadata or {}).items()}
-
-    def some(self, split: str, count: int) -> NDArray[np.int64]:
-        """Places of a few images in a split, spread over it, int64, ``count`` at most.
-
-        Where images lie in chunks they come from two of these at most, each of which has to be fetched whole.
-        """
-        rows, blocks = self._rows(split), self._storage(split).blocks
-        places = np.arange(len(rows))
-        if blocks is not None:
-            chunks = np.unique(blocks[rows])
-            near = chunks[[len(chunks) // 4, 3 * len(chunks) // 4]]
-            places = places[np.isin(blocks[rows], near)]
-        return places[np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).astype(int))]
-
-    def contents(self, split: str, memo: Path, indices: Any = slice(None)) -> list[str]:
-        """A digest of each encoded image (or some) of a split; files that are as ``memo`` noted them are not read.
-
-        Raises:
-            DataError: the memo cannot be written.
-        """
-        rows = self._rows(split)[indices].tolist()
-        return remembered_digests(self._storage(split), rows, memo, usable_cores())
+    def images(self, split: str) -> SplitImages:
+        """The images of a split (``train``, ``val``, ``test`` or ``predict``), by a batch's ``index``."""
+        if self._is_unlabelled(split):
+            names = self._unlabelled
+            found = SplitImages(FileStorage(self.unlabelled.root, names), np.arange(len(names)), names)
+        else:
+            listing, rows = self.table.listing, self.table.rows("test" if split == "predict" else split)
+            found = SplitImages(listing.storage, rows, listing.paths, listing.groups, listing.metadata)
+        # Not there yet while the data module is made, which measures images of other kinds.
+        skipped = list(getattr(self, "skipped", {}).get(split, ()))
+        return replace(found, rows=found.rows[~np.isin(found.rows, skipped)]) if skipped else found
 
     def _is_unlabelled(self, split: str) -> bool:
         return split == "predict" and self.predict_path is not None
-
-    def _storage(self, split: str) -> Storage:
-        if self._is_unlabelled(split):
-            return FileStorage(self.unlabelled.root, self._unlabelled)
-        return self.table.listing.storage
-
-    def _rows(self, split: str) -> NDArray[np.int64]:
-        if self._is_unlabelled(split):
-            rows = np.arange(len(self._unlabelled))
-        else:
-            rows = self.table.rows("test" if split == "predict" else split)
-        skipped = getattr(self, "skipped", {}).get(split)
-        return rows[~np.isin(rows, list(skipped))] if skipped else rows
 
     @cached_property
     def _unlabelled(self) -> list[str]:
@@ -307,16 +262,16 @@ class ImageDataModule(LightningDataModule):
             yield batch["image"]
 
     def _dataset(self, split: str, preprocessing: Preprocessing, augmentation: Augmentation | None) -> ImageDataset:
-        rows = self._rows(split)
+        images = self.images(split)
         weights = None
         if self._is_unlabelled(split):
-            targets: NDArray[Any] = np.full(len(rows), UNLABELLED)
+            targets: NDArray[Any] = np.full(len(images), UNLABELLED)
         else:
-            targets = self._targets(rows)
+            targets = self._targets(images.rows)
             if split == "train" and self.table.listing.weights is not None:
-                given = np.array([self.table.listing.weights[row] for row in rows], np.float32)
+                given = np.array([self.table.listing.weights[row] for row in images.rows], np.float32)
                 weights = given / given.mean()
-        return ImageDataset(self._storage(split), rows, targets, preprocessing, augmentation, self.seed, weights)
+        return ImageDataset(images.storage, images.rows, targets, preprocessing, augmentation, self.seed, weights)
 
     def _targets(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         return self.table.targets(rows, self.classes, self.multi_label)
@@ -351,7 +306,7 @@ class ImageDataModule(LightningDataModule):
             self.skipped.clear()
             raise DataError(name_unreadable(bad, tried))
         if self.skipped.get("train"):
-            found = {name for row in self._rows("train") for name in self.table.listing.classes_of(row)}
+            found = {name for row in self.images("train").rows for name in self.table.listing.classes_of(row)}
             if missing := [name for name in self.classes if name not in found]:
                 raise DataError(
                     "data.unreadable: expected images of every class in train that can be read, found none of "
@@ -362,7 +317,7 @@ class ImageDataModule(LightningDataModule):
     def left_out(self) -> list[str]:
         """Each image that is left out because it cannot be read, with the reason in parentheses."""
         return [
-            f"{self._storage(split).describe(row)} ({why})"
+            f"{self.images(split).storage.describe(row)} ({why})"
             for split, reasons in self.skipped.items()
             for row, why in reasons.items()
         ]
@@ -409,7 +364,7 @@ class ImageDataModule(LightningDataModule):
         return self._training
 
     def val_dataloader(self) -> ImageLoader | list[ImageLoader]:
-        return self._loader("val", ImageLoader) if len(self._rows("val")) else []
+        return self._loader("val", ImageLoader) if len(self.images("val")) else []
 
     def test_dataloader(self) -> ImageLoader:
         return self._loader("test", ImageLoader)

@@ -170,9 +170,8 @@ def measure_familiarity(
         if held_out:
             trained, others = (_stages(trainer, task, data, split, folder) for split in ("train", "val"))
             return Familiarity.measured(trained, others)
-        chosen, groups = _chosen(task, data, "train"), data.groups("train")
-        digests = data.contents("train", folder / "contents.npy", chosen)
-        units = held_out_together(digests, None if groups is None else [groups[row] for row in chosen])
+        asked = data.images("train").at(_chosen(task, data, "train"))
+        units = held_out_together(asked.contents(folder / "contents.npy"), asked.groups)
         if len(set(units)) < LEAST_HELD_OUT:
             return None
         return Familiarity.among(_stages(trainer, task, data, "train", folder), units)
@@ -192,7 +191,7 @@ def _stages(
     found = task_features(
         task,
         lambda rows: data.plain_batches(images, chosen[list(rows)].tolist()),
-        data.contents(split, folder / "contents.npy", chosen),
+        data.images(split).at(chosen).contents(folder / "contents.npy"),
         folder,
         partial(data.progress, "features"),
         str(trainer.precision),
@@ -226,8 +225,7 @@ class _Validation:
     def __init__(self, trainer: Trainer, task: ClassificationTask, data: ImageDataModule, asked: int) -> None:
         images = data.plain("val")
         chosen = np.sort(np.random.default_rng(task.hparams["seed"]).permutation(len(images))[:asked])
-        groups = data.groups("val")
-        self.groups = None if groups is None else [groups[index] for index in chosen]
+        self.groups = data.images("val").at(chosen).groups
         self.task = task.to(trainer.strategy.root_device)  # which the trainer took it from when training was over
         self.precision = str(trainer.precision)
         self.targets = images.targets[chosen].astype(np.int64)

@@ -65,7 +65,8 @@ def evaluate(
     finally:
         trainer.loggers = loggers
     assert collector.collected is not None
-    return Evaluated(split, data.paths(split), collector.collected, data.groups(split))
+    images = data.images(split)
+    return Evaluated(split, images.paths, collector.collected, images.groups)
 
 
 @dataclass
@@ -228,9 +229,8 @@ class Fitting:
         if found is None:
             return None
         rows, predictions = found
-        paths, groups = data.paths("train"), data.groups("train")
-        among = None if groups is None else [groups[row] for row in rows]
-        return Evaluated(OUT_OF_FOLD, [paths[row] for row in rows], predictions, among)
+        images = data.images("train").at(rows)
+        return Evaluated(OUT_OF_FOLD, images.paths, predictions, images.groups)
 
     def _conclude(
         self,
@@ -269,7 +269,7 @@ class Fitting:
         if judged is None:
             test.say(f"{how}; {tempered_at}")
         elif judged.split == OUT_OF_FOLD:
-            others = len(data.paths("train")) - len(judged.paths)
+            others = len(data.images("train")) - len(judged.paths)
             left_out = f" ({others:,} more train, and are not judged)" if others else ""
             judged.say(f"each judged by a head that was solved without it{left_out}; {tempered_at}, fitted here")
             test.say(how)

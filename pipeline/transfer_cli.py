@@ -319,7 +319,7 @@ class TransferCLI(LightningCLI):
         )
         if self.trainer.is_global_zero:
             assert self.collector.collected is not None
-            paths = datamodule.paths("predict")
+            paths = datamodule.images("predict").paths
             write_csv(output, paths, self.collector.collected, model.classes)
             say(f"{len(paths):,} predictions in {output}")
 

@@ -33,11 +33,11 @@ def test_batches_are_as_documented(image_folder):
             assert batch["image"].dtype == torch.uint8
             assert batch["image"].shape == (len(batch["index"]), 3, 32, 32)
             assert batch["target"].dtype == batch["index"].dtype == torch.int64
-            paths = module.paths(split)
+            paths = module.images(split).paths
             for index, target in zip(batch["index"].tolist(), batch["target"].tolist(), strict=True):
                 assert module.classes[target] == paths[index].split("/")[0]
             seen += batch["index"].tolist()
-        images = len(module.paths(split))
+        images = len(module.images(split).paths)
         assert len(seen) == len(set(seen)) == (images // 3 * 3 if split == "train" else images)
         assert (seen == sorted(seen)) == (split != "train")
 
@@ -47,7 +47,7 @@ def test_evaluation_images_are_prepared_by_the_one_geometry(image_folder):
     for split, loader in (("val", module.val_dataloader()), ("test", module.test_dataloader())):
         for batch in loader:
             for image, index in zip(batch["image"], batch["index"].tolist(), strict=True):
-                pixels = decode(module.encoded(split, index))
+                pixels = decode(module.images(split).encoded(index))
                 expected = module.preprocessing.fit_to_size(pixels)
                 assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
 
@@ -59,7 +59,7 @@ def test_an_image_that_already_has_the_networks_size_is_cropped_like_any_other(t
             save(tmp_path / label / f"{i}.png", phase=i, size=(32, 32))
     module = folder_module(tmp_path)
     batch = next(iter(module.test_dataloader()))
-    pixels = decode(module.encoded("test", 0))
+    pixels = decode(module.images("test").encoded(0))
     expected = module.preprocessing.fit_to_size(pixels)
     assert not np.array_equal(expected, pixels)
     assert np.array_equal(batch["image"][0].permute(1, 2, 0).numpy(), expected)
@@ -77,7 +77,7 @@ def test_user_transforms_that_keep_the_size_are_fitted_to_the_network(image_fold
     module = folder_module(root, train_transforms=[A.HorizontalFlip(p=1.0)])
     batch = next(iter(module.train_dataloader()))
     assert batch["image"].shape == (4, 3, 32, 32)
-    pixels = decode(module.encoded("train", int(batch["index"][0])))
+    pixels = decode(module.images("train").encoded(int(batch["index"][0])))
     flipped = module.preprocessing.fit_to_size(np.ascontiguousarray(pixels[:, ::-1]))
     assert np.abs(batch["image"][0].permute(1, 2, 0).numpy().astype(int) - flipped).max() <= 1
 
@@ -85,7 +85,7 @@ def test_user_transforms_that_keep_the_size_are_fitted_to_the_network(image_fold
 def test_unlabelled_images_are_predicted_without_any_training_data(image_folder):
     folder = image_folder({"": 3, "deeper": 2}, name="unlabelled")
     module = folder_module(None, classes=["cat", "dog"], predict_path=str(folder))
-    assert module.paths("predict") == ["000.png", "001.png", "002.png", "deeper/000.png", "deeper/001.png"]
+    assert module.images("predict").paths == ["000.png", "001.png", "002.png", "deeper/000.png", "deeper/001.png"]
     batches = list(module.predict_dataloader())
     assert torch.cat([batch["index"] for batch in batches]).tolist() == [0, 1, 2, 3, 4]
     assert torch.cat([batch["target"] for batch in batches]).tolist() == [UNLABELLED] * 5
@@ -95,7 +95,7 @@ def test_unlabelled_images_are_predicted_without_any_training_data(image_folder)
 
 def test_predict_falls_back_to_the_test_split(image_folder):
     module = folder_module(image_folder({"cat": 6, "dog": 6}))
-    assert module.paths("predict") == module.paths("test")
+    assert module.images("predict").paths == module.images("test").paths
     (predicted,), (tested,) = module.predict_dataloader(), module.test_dataloader()
     assert torch.equal(predicted["image"], tested["image"])
 

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import save_file
 
 from datamodules import ImageFolderDataModule
+from datamodules.split_images import SplitImages
 from pipeline.cli import main
 from pipeline.errors import UserError
 from pipeline.finetuning import ProbeThenFineTune, solving
@@ -151,28 +152,31 @@ def test_groups_and_copies_are_held_out_together_and_other_images_alone(
         seen.append(arguments[4])
         return fit_probe(*arguments, **settings)
 
+    def belong_to(groups: list[str] | None) -> None:
+        monkeypatch.setattr(SplitImages, "groups", property(lambda _: groups))
+
     monkeypatch.setattr(solving, "fit_probe", watched)
     _, _, data = setting.fit()
     count = len(data.plain("train"))
     groups = [" " if row % 3 else "p1" for row in range(count)]
-    monkeypatch.setattr(ImageFolderDataModule, "groups", lambda self, split: groups)
+    belong_to(groups)
     setting.fit()
     assert len(set(seen[0])) == len(seen[0]) == count
     assert len(seen[1]) == count
     assert seen[1].count(seen[1][0]) == groups.count("p1") > 1
     assert len(set(seen[1])) == groups.count(" ") + 1
-    monkeypatch.setattr(ImageFolderDataModule, "groups", lambda self, split: None)
+    belong_to(None)
     reds = sorted((setting.images / "red").iterdir())
     for path in reds:
         path.write_bytes(reds[0].read_bytes())
     _, _, data = setting.fit()
-    copies = sum(path.startswith("red") or "/red/" in path for path in data.paths("train"))
+    copies = sum(path.startswith("red") or "/red/" in path for path in data.images("train").paths)
     assert len(seen[2]) - len(set(seen[2])) == copies - 1 > 1
     # A file that is in two groups joins them.
-    monkeypatch.setattr(ImageFolderDataModule, "groups", lambda self, split: [str(row) for row in range(count)])
+    belong_to([str(row) for row in range(count)])
     setting.fit()
     assert len(set(seen[3])) == count  # ... but not all groups that there are
-    monkeypatch.setattr(ImageFolderDataModule, "groups", lambda self, split: [str(row % 2) for row in range(count)])
+    belong_to([str(row % 2) for row in range(count)])
     setting.fit()
     assert len(set(seen[4])) == 1
 

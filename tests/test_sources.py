@@ -69,7 +69,7 @@ def test_undivided_folders_are_divided_alike_for_every_class(image_folder):
     }
     assert sorted(module.table.paths) == list_images(root, root)
     assert {path.split("/")[1] for path in module.table.paths if path.startswith("dog")} == {"young", "old"}
-    parts = [set(module.paths(split)) for split in ("train", "val", "test")]
+    parts = [set(module.images(split).paths) for split in ("train", "val", "test")]
     assert not parts[0] & parts[1]
     assert not parts[0] & parts[2]
     assert not parts[1] & parts[2]

@@ -291,6 +291,6 @@ def test_a_plan_looks_into_two_chunks_however_many_there_are(bucket, tmp_path, m
     assert _short_side(data) == 96
     assert _reading(data) > 0
     assert 1 <= len(fetched) <= 2 < len(data.table.listing.storage.layout.files)
-    places = data.some("train", 10)
+    places = data.images("train").some(10)
     assert len(set(places.tolist())) == 10
     assert 0 <= places.min() < places.max() < 100

@@ -194,7 +194,7 @@ def test_what_is_no_file_is_named_or_left_out_of_a_prediction(tmp_path, make: Ca
         attach(folder_module(None, **settings), TrainerFn.PREDICTING).prepare_data()
     module = attach(folder_module(None, **settings, unreadable="skip"), TrainerFn.PREDICTING)
     module.prepare_data()
-    assert module.paths("predict") == ["b/c/fine.png"]
+    assert module.images("predict").paths == ["b/c/fine.png"]
     assert len(list(module.predict_dataloader())) == 1
 
 

@@ -39,8 +39,7 @@ class PlainImages(Protocol):
     def dataset(self, split: str) -> Any: ...
     def plain(self, split: str) -> Any: ...
     def plain_batches(self, dataset: Any, indices: Sequence[int]) -> Iterator[Tensor]: ...
-    def contents(self, split: str, memo: Path) -> list[str]: ...
-    def groups(self, split: str) -> list[str] | None: ...
+    def images(self, split: str) -> Any: ...
 
 
 class SolvedHead(Strategy):
@@ -225,12 +224,12 @@ class _Seen:
         others: Mapping[str, Callable[[Tensor], Tensor]],
     ) -> "_Seen":
         """Features come from the folder, or are computed and kept there."""
-        images, groups = data.plain("train"), data.groups("train")
-        digests = data.contents("train", folder / "contents.npy")
+        plain, images = data.plain("train"), data.images("train")
+        digests = images.contents(folder / "contents.npy")
         found = [
             task_features(
                 task,
-                partial(data.plain_batches, images),
+                partial(data.plain_batches, plain),
                 digests,
                 folder,
                 partial(data.progress, "features"),
@@ -243,9 +242,9 @@ class _Seen:
         views = len(found)
         return cls(
             torch.from_numpy(np.concatenate(found)),
-            torch.from_numpy(np.concatenate([images.targets] * views)),
-            None if images.weights is None else torch.from_numpy(np.tile(images.weights, views)),
-            held_out_together(digests, groups) * views,
+            torch.from_numpy(np.concatenate([plain.targets] * views)),
+            None if plain.weights is None else torch.from_numpy(np.tile(plain.weights, views)),
+            held_out_together(digests, images.groups) * views,
             views,
         )
 

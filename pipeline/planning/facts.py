@@ -160,7 +160,7 @@ def _takes_one_size(task: ClassificationTask) -> bool:
 def _short_side(data: ImageDataModule) -> int:
     images = data.plain("train")
     sides = []
-    for index in data.some("train", _LOOKED_AT):
+    for index in data.images("train").some(_LOOKED_AT):
         try:
             picture = images.open(int(index))
         except OSError:  # whether that is an error is settled later, with all such images named

@@ -287,13 +287,14 @@ class Planner:
         data.preprocessing = replace(data.preprocessing, size=self._turned_size(size), crop=crop)
         task.hparams["preprocessing"] = data.preprocessing.to_dict()
         task.to(self.facts.first_device)
-        images, folder = data.plain("train"), self._feature_folder()
-        chosen = np.sort(np.random.default_rng(bench.seed).permutation(len(images))[:_TURNED])
-        digests = data.contents("train", folder / "contents.npy", chosen)
+        plain, folder = data.plain("train"), self._feature_folder()
+        chosen = np.sort(np.random.default_rng(bench.seed).permutation(len(plain))[:_TURNED])
+        images = data.images("train").at(chosen)
+        digests = images.contents(folder / "contents.npy")
 
         @cache  # of the few images of this plan: each is read once, however often it is turned
         def read(rows: tuple[int, ...]) -> list[Tensor]:
-            return list(data.plain_batches(images, chosen[list(rows)].tolist()))
+            return list(data.plain_batches(plain, chosen[list(rows)].tolist()))
 
         features = {
             turn: task_features(
@@ -308,10 +309,9 @@ class Planner:
             )
             for turn in (None, *TURNS)
         }
-        groups = data.groups("train")
-        together = held_out_together(digests, None if groups is None else [groups[row] for row in chosen])
+        together = held_out_together(digests, images.groups)
         widths = feature_widths(task.network)
-        return try_turns(features, images.targets[chosen], self.facts.classes, together, bench.seed, widths)
+        return try_turns(features, plain.targets[chosen], self.facts.classes, together, bench.seed, widths)
 
 
 def _is_writable(folder: Path) -> bool:

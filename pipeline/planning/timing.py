@@ -178,7 +178,7 @@ def _readers(data: ImageDataModule, processes: int) -> int:
 
 
 def _reading(data: ImageDataModule) -> float:
-    images, places = data.dataset("train"), data.some("train", _READ)
+    images, places = data.dataset("train"), data.images("train").some(_READ)
     # Where there are chunks, these two are of those that all are of, which are fetched now.
     list(_readable(images, places[[0, -1]].tolist()))
     started = time.perf_counter()

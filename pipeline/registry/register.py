@@ -5,7 +5,6 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version as installed
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,15 +62,8 @@ class Candidate:
 
     def tested(self, contents: list[str]) -> Tested:
         """The test with the digests of its images."""
-        data = self.data
-        return Tested(
-            self.task.classes,
-            data.paths("test"),
-            contents,
-            self.predictions,
-            data.groups("test"),
-            data.metadata("test"),
-        )
+        images = self.data.images("test")
+        return Tested(self.task.classes, images.paths, contents, self.predictions, images.groups, images.metadata)
 
 
 def register(name: str, candidate: Candidate, tracking_uri: str, run_id: str) -> str:
@@ -115,7 +107,7 @@ def _register(name: str, candidate: Candidate, tracking_uri: str, run_id: str) -
         bundle.mkdir()
         images.mkdir()
         with Prover(tracking_uri, images) as prover:
-            read = partial(candidate.data.encoded, "test")
+            read = candidate.data.images("test").encoded
             tested = candidate.tested(keep_images(images, read, len(candidate.predictions.probabilities)))
             chosen = np.unique(np.linspace(0, len(tested.paths) - 1, _GOLDEN_SAMPLES).astype(int))
             golden = [read(int(index)) for index in chosen]
