@@ -15,17 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from transfer import (
-    Case,
-    Image,
-    Workplace,
-    add_folders,
-    divide,
-    keep_result,
-    key_of,
-    material_folder,
-    read_results,
-)
+from cases import Case, Image, divide
+from transfer import Workplace, add_folders, keep_result, key_of, material_folder, read_results
 from transfer_report import DISTURBED, Result, mean_of, report
 
 MINUTES, PROBE = (1, 5, 15), "logistic_regression"

@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cases import Case
 from transfer import (
     BACKBONES,
     LITE,
-    Case,
     Result,
     Workplace,
     add_folders,

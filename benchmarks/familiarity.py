@@ -15,9 +15,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from cases import divide, read_csv, write_csv
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
-from transfer import Workplace, add_work, divide, material_folder, read_csv, write_csv
+from transfer import Workplace, add_work, material_folder
 
 from pipeline.evaluation.familiarity import STRANGE
 

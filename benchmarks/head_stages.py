@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cases import FEW, Image, divide, write_csv
 from torch import Tensor
 from torch.nn import functional
-from transfer import BACKBONES, FEW, LITE, Image, Workplace, add_work, divide, material_folder, write_csv
+from transfer import BACKBONES, LITE, Workplace, add_work, material_folder
 from transfer_report import mean_of
 
 from datamodules import ManifestDataModule

@@ -10,10 +10,11 @@ import argparse
 
 import numpy as np
 import torch
+from cases import FEW
 from head_stages import NETWORKS, divisions, everything_seen
 from torch import Tensor
 from torch.nn import functional
-from transfer import FEW, Workplace, add_work, material_folder
+from transfer import Workplace, add_work, material_folder
 
 from pipeline.finetuning import probe
 

