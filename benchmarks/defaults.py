@@ -31,6 +31,7 @@ from cases import Case
 from transfer import (
     BACKBONES,
     LITE,
+    SOURCES,
     Result,
     Workplace,
     add_folders,
@@ -42,7 +43,6 @@ from transfer import (
 )
 from transfer_report import OURS, mean_of
 
-SOURCES = ("trash", "elpv", "cells")
 FEW = tuple(str(Case(source, few=True, development=True)) for source in SOURCES)
 MANY = tuple(str(Case(source, few=False, development=True)) for source in SOURCES[:2])
 BOTH = FEW + MANY

@@ -20,7 +20,7 @@ import torch
 from cases import FEW, Image, divide, write_csv
 from torch import Tensor
 from torch.nn import functional
-from transfer import BACKBONES, LITE, Workplace, add_work, material_folder
+from transfer import BACKBONES, LITE, SOURCES, Workplace, add_work, material_folder
 from transfer_report import mean_of
 
 from datamodules import ManifestDataModule
@@ -30,16 +30,16 @@ from pipeline.models.modes import evaluating
 from pipeline.models.weights import preprocessing_record
 from pipeline.task import ClassificationTask
 
-SOURCES, SIZE = ("trash", "elpv", "cells"), 192
+SIZE = 192
 DIVISIONS, DRAWS = 4, 24  # draws of few images, over all divisions
 #: One of our own, and one of timm's.
 NETWORKS = (BACKBONES[0], LITE)
 
 
-def seen_by_heads(workplace: Workplace, source: str, images: list[Image], name: str) -> list[Tensor]:
+def seen_by_heads(workplace: Workplace, source: str, images: list[Image], name: str, size: int) -> list[Tensor]:
     """What a head that sees three stages classifies, of all images: of each stage, from low to high, ``(N, F)``."""
     weights = workplace.weights_of(name)
-    record = {**preprocessing_record(name, weights), "size": SIZE, "crop": 1.0}
+    record = {**preprocessing_record(name, weights), "size": size, "crop": 1.0}
     with tempfile.TemporaryDirectory() as scratch:
         manifest = Path(scratch) / "manifest.csv"
         write_csv(manifest, ("path", "label", "split"), [(i.path, i.label, i.split) for i in divide(images, 0)])
@@ -61,15 +61,15 @@ def seen_by_heads(workplace: Workplace, source: str, images: list[Image], name: 
 
 
 def everything_seen(
-    workplace: Workplace, networks: Sequence[str]
+    workplace: Workplace, networks: Sequence[str], sources: Sequence[str] = SOURCES, size: int = SIZE
 ) -> Iterator[tuple[str, str, list[Image], list[Tensor], Tensor]]:
     """Of each network and source: both names, images, what a head sees of them, and their classes, int64 ``(N,)``."""
     for name in networks:
-        for source in SOURCES:
+        for source in sources:
             images = workplace.images(source)
             labels = sorted({image.label for image in images})
             targets = torch.tensor([labels.index(image.label) for image in images])
-            yield name, source, images, seen_by_heads(workplace, source, images, name), targets
+            yield name, source, images, seen_by_heads(workplace, source, images, name, size), targets
 
 
 def divisions(images: list[Image], few: int | None) -> Iterator[tuple[int, list[int], list[int]]]:
