@@ -6,8 +6,8 @@ from lightning.pytorch import Trainer
 
 from datamodules import ImageDataModule
 from datamodules.splits import SPLITS
-from pipeline.finetuning import LinearProbe, Strategy
-from pipeline.finetuning.linear_probe import judges_in_folds
+from pipeline.finetuning import HeadAlone, Strategy
+from pipeline.finetuning.head_alone import judges_in_folds
 from pipeline.models.summary import count_parameters
 from pipeline.planning.duration import in_words
 from pipeline.planning.plan import Plan
@@ -78,7 +78,7 @@ def brief(
         weights = f"going on from {checkpoint}"
     else:
         weights = f"{task.lineage}: {task.load_report}" if task.load_report else "none: training from scratch"
-    in_folds = isinstance(strategy, LinearProbe) and checkpoint is None and judges_in_folds(task)
+    in_folds = isinstance(strategy, HeadAlone) and checkpoint is None and judges_in_folds(task)
     unmonitored = "none: nothing is held out" + ("; training images are judged in folds" if in_folds else "")
     size, millions = data.preprocessing.size, count_parameters(network) / 1e6
     return [

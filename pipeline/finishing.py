@@ -17,7 +17,7 @@ from pipeline.evaluation.calibration import fit_temperature, tempered
 from pipeline.evaluation.comparison import paired_differences
 from pipeline.evaluation.familiarity import Familiarity
 from pipeline.evaluation.predictions import Predictions, to_probabilities
-from pipeline.finetuning import LinearProbe
+from pipeline.finetuning import HeadAlone
 from pipeline.finetuning.features import task_features
 from pipeline.finetuning.interpolation import USUAL_SHARE, StartingPoint, between, choose_share
 from pipeline.finetuning.solving import held_out_together
@@ -115,7 +115,7 @@ def settled_checkpoint(
 
 
 def answers_out_of_fold(
-    trainer: Trainer, task: ClassificationTask, data: ImageDataModule, probe: LinearProbe
+    trainer: Trainer, task: ClassificationTask, data: ImageDataModule, probe: HeadAlone
 ) -> tuple[list[int], Predictions] | None:
     """What is answered to training images by heads that have not seen them.
 
@@ -130,7 +130,7 @@ def answers_out_of_fold(
 
     Returns:
         Rows of the training images, and the predictions, at temperature 1; None where no image can be judged (see
-        :meth:`~pipeline.finetuning.linear_probe.LinearProbe.judge_out_of_fold`).
+        :meth:`~pipeline.finetuning.head_alone.HeadAlone.judge_out_of_fold`).
     """
     task.to(trainer.strategy.root_device)
     logits = probe.judge_out_of_fold(trainer, task, data).double()
@@ -143,7 +143,7 @@ def answers_out_of_fold(
 
 
 def measure_familiarity(
-    trainer: Trainer, task: ClassificationTask, data: ImageDataModule, probe: LinearProbe | None
+    trainer: Trainer, task: ClassificationTask, data: ImageDataModule, probe: HeadAlone | None
 ) -> Familiarity | None:
     """What says whether an image is of the kind that the task was trained on.
 

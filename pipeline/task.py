@@ -22,6 +22,7 @@ from pipeline.mixing import Kind, mix
 from pipeline.models.backbones import create_backbone, describe, head_name
 from pipeline.models.files import LINEAGE
 from pipeline.models.hub import HubUnreachableError
+from pipeline.models.kernel_head import match_head
 from pipeline.models.weights import Lineage, LoadReport, load_pretrained
 from pipeline.objective import Imbalance, Objective
 from pipeline.precision import full_float32
@@ -186,8 +187,10 @@ class ClassificationTask(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.lineage = Lineage(**checkpoint[LINEAGE])
+        state = checkpoint["state_dict"]
+        match_head(self.network, self.head, {name.removeprefix("network."): state[name] for name in state})
         # Checkpoints of earlier releases are not calibrated.
-        checkpoint["state_dict"].setdefault("temperature", torch.ones(()))
+        state.setdefault("temperature", torch.ones(()))
         measured = checkpoint.get(FAMILIARITY)
         self.familiarity = None if measured is None else Familiarity(**measured).to(self.device)
 

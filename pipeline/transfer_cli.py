@@ -20,7 +20,7 @@ from pipeline.arguments import add_arguments, add_seed
 from pipeline.briefing import brief
 from pipeline.errors import UserError
 from pipeline.evaluation.predictions import PredictionCollector, write_csv
-from pipeline.finetuning import LinearProbe, Strategy
+from pipeline.finetuning import HeadAlone, Strategy
 from pipeline.finishing import saw_the_start
 from pipeline.fitting import Fitting, evaluate, interruptible
 from pipeline.monitor import choose_monitor
@@ -237,7 +237,7 @@ class TransferCLI(LightningCLI):
             interpolates=self._interpolates(folder, validates),
             settles=not says_what_to_choose_by(settings),
             validates=validates,
-            probe=self.strategy if isinstance(self.strategy, LinearProbe) else None,
+            probe=self.strategy if isinstance(self.strategy, HeadAlone) else None,
             resumes=bool(identity),
         )
 

@@ -13,15 +13,17 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.finetuning.features import in_batches, task_features
+from pipeline.finetuning.kernel_ridge import KernelRidge, fit_kernel_ridge
 from pipeline.finetuning.probe import Probe, as_truth, deal_folds, fit_probe, join_folds, judge_out_of_fold
 from pipeline.finetuning.statistics import measure_statistics
 from pipeline.finetuning.strategy import Strategy
 from pipeline.home import cache_home
 from pipeline.models import backbones
+from pipeline.models.kernel_head import match_head
 
 # Groups that a content joins which is in all of them.
 _MOST_JOINED = 3
@@ -72,7 +74,9 @@ class SolvedHead(Strategy):
             # One process solves it, so that all of them start with the same bits.
             start = trainer.strategy.broadcast(self._start(trainer, pl_module) if trainer.is_global_zero else None)
             assert start is not None
-            pl_module.network.load_state_dict(start, strict=False)  # type: ignore[union-attr]
+            network: nn.Module = pl_module.network  # type: ignore[assignment]
+            match_head(network, pl_module.head, start)  # type: ignore[arg-type]
+            network.load_state_dict(start, strict=False)
         # From here on, what is frozen is not to move.
         super().on_train_start(trainer, pl_module)
 
@@ -81,9 +85,14 @@ class SolvedHead(Strategy):
         data = _images_for(type(self).__name__, trainer, task)
         statistics = training_statistics(trainer, task, data) if self.measures else {}
         task.network.load_state_dict(statistics, strict=False)
+        head = self._solve(trainer, task, data)
+        return statistics | {f"{task.head}.{name}": tensor for name, tensor in head.items()}
+
+    def _solve(self, trainer: Trainer, task: Any, data: PlainImages) -> dict[str, Tensor]:
+        """The tensors of the solved head, by their names in it."""
         probe = solve_head(trainer, task, data, self.folder, self._others(data))
         self.penalty = probe.penalty
-        return {**statistics, f"{task.head}.weight": probe.weight, f"{task.head}.bias": probe.bias}
+        return {"weight": probe.weight, "bias": probe.bias}
 
     def _others(self, data: PlainImages) -> Mapping[str, Callable[[Tensor], Tensor]]:
         """Views of each image that the head is solved on beside itself."""
@@ -153,6 +162,16 @@ def solve_head(
         seen.features, seen.targets, classes, seen.weights, seen.units, seed=seed, widths=widths, views=seen.views
     )
     return replace(probe, bias=probe.bias + _offsets(task))
+
+
+def solve_kernel_head(trainer: Trainer, task: Any, data: PlainImages, folder: Path) -> KernelRidge:
+    """The best classifier by distances of the training images' features; arguments as for :func:`solve_head`."""
+    seen = _Seen.of(trainer, task, data, folder, {})
+    head = fit_kernel_ridge(
+        seen.features, seen.targets, len(task.classes), seen.weights, seen.units, task.hparams["seed"]
+    )
+    offsets = _offsets(task)
+    return replace(head, bias=head.bias + offsets, left_out=head.left_out + offsets)
 
 
 def judge_training_images(

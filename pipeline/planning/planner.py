@@ -16,7 +16,7 @@ from datamodules import DataError, ImageDataModule
 from datamodules.transforms import turns
 from pipeline.finetuning.features import task_features
 from pipeline.finetuning.freezing import early_parameters
-from pipeline.finetuning.linear_probe import judges_in_folds
+from pipeline.finetuning.head_alone import judges_in_folds
 from pipeline.finetuning.solving import held_out_together
 from pipeline.home import cache_home
 from pipeline.models.backbones import feature_widths
@@ -59,7 +59,8 @@ _OF_TRAINING = {
     "data.init_args.reduced_epochs": None,
     "patience": None,
 }
-_SOLVING = ("LinearProbe", "ProbeThenFineTune")  # strategies that solve the head
+_ALONE = ("LinearProbe", "KernelProbe")  # strategies that solve the head and train nothing
+_SOLVING = (*_ALONE, "ProbeThenFineTune")  # strategies that solve the head
 _SIZES = (96, 128, 160, 192, 224)  # tried where there is a budget
 
 
@@ -116,7 +117,7 @@ class Planner:
         facts = self.facts
         passes = rules.epochs(facts)
         strategy = self._strategy(self._given(EPOCHS) or passes.value)
-        size = rules.train_size(facts, trains=rules.name_of(strategy.value) != "LinearProbe")
+        size = rules.train_size(facts, trains=rules.name_of(strategy.value) not in _ALONE)
         if (given := self._given(IMAGE_SIZE)) is not None:
             size = Ruled(given, "as image_size, which you set")
         expected = None
@@ -130,7 +131,7 @@ class Planner:
         trained = self._settle(TRAIN_SIZE, size)
         self._settle(IMAGE_SIZE, rules.image_size(facts, trained))
         self._settle(CROP, rules.crop_fraction(facts))
-        if chosen == "LinearProbe":
+        if chosen in _ALONE:
             if VAL_FRACTION in self.choices and not told:
                 self._settle(VAL_FRACTION, rules.val_fraction(facts, judges_in_folds(self.bench.task)))
             if _argument(strategy.value, "turned"):
@@ -201,7 +202,7 @@ class Planner:
             self.settings.registered_model_name is not None,
         )
         fit = partial(budget.fit, both, passes.value, given or size.value)
-        if rules.name_of(strategy.value) == "LinearProbe":
+        if rules.name_of(strategy.value) in _ALONE:
             return strategy, fit(solving=self._solving(strategy), epochs=0)
         solvable = rules.name_of(rules.strategy(facts, 0, trains=True).value) == "ProbeThenFineTune"
         suffices = solvable and not self.trains and self._given("finetuning") is None
@@ -210,7 +211,7 @@ class Planner:
         if rules.name_of(self._strategy(fitted.epochs).value) == "ProbeThenFineTune":
             fitted = train(solving=1)
         strategy = self._strategy(fitted.epochs)
-        if fitted.epochs and rules.name_of(strategy.value) == "LinearProbe":
+        if fitted.epochs and rules.name_of(strategy.value) in _ALONE:
             fitted = fit(solving=1, epochs=0)
         return (strategy if fitted.epochs else rules.head_alone(seconds)), fitted
 
