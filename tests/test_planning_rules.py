@@ -31,6 +31,30 @@ def test_few_images_are_left_to_a_head_that_sees_several_stages() -> None:
         assert name_of(rules.strategy(replace(few, **other), 24, trains=False)) == "FullFineTuning"
 
 
+def test_some_hundred_images_on_a_processor_are_told_by_their_distances() -> None:
+    def chosen(trains: bool = False, **facts: object) -> str:
+        return name_of(rules.strategy(replace(FACTS, **facts), 6, trains))
+
+    assert [chosen(images=count) for count in (499, 500, 2_000, 2_001)] == [
+        "FullFineTuning",
+        "KernelProbe",
+        "KernelProbe",
+        "FullFineTuning",
+    ]
+    for other in (
+        {"device": "cuda"},
+        {"pretrained": False},
+        {"linear_head": False},
+        {"head_stages": 1},
+        {"multi_label": True},
+        {"trains": True},
+    ):
+        assert chosen(**other) == "FullFineTuning"
+    # What passes but once may have as many pixels as the weights know.
+    assert rules.train_size(FACTS, trains=False, once=True).value == 224
+    assert rules.train_size(replace(FACTS, short_side=90), trains=False, once=True).value == 160
+
+
 def test_a_solved_head_sees_all_the_stages_that_it_can() -> None:
     assert rules.head_stages(FACTS, solved=True).value == 3
     assert rules.head_stages(replace(FACTS, head_stages=1), solved=True).value == 1
@@ -42,9 +66,9 @@ def test_the_first_stages_are_trained_by_many_images_and_from_scratch() -> None:
         chosen = rules.strategy(replace(FACTS, **facts), 20, trains=False).value
         return chosen.get("init_args", {}).get("freeze_early", False)
 
-    assert frozen(images=2_000) is True
+    assert frozen(images=5_000) is True
     assert frozen(images=1_000_000) is False
-    assert frozen(images=2_000, pretrained=False) is False
+    assert frozen(images=5_000, pretrained=False) is False
     assert frozen(images=120) == 0.07
     assert frozen(images=120, pretrained=False) is False
 

@@ -117,7 +117,8 @@ class Planner:
         facts = self.facts
         passes = rules.epochs(facts)
         strategy = self._strategy(self._given(EPOCHS) or passes.value)
-        size = rules.train_size(facts, trains=rules.name_of(strategy.value) not in _ALONE)
+        named = rules.name_of(strategy.value)
+        size = rules.train_size(facts, trains=named not in _ALONE, once=named == "KernelProbe")
         if (given := self._given(IMAGE_SIZE)) is not None:
             size = Ruled(given, "as image_size, which you set")
         expected = None

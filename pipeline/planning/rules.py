@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from datamodules.division import VAL_FRACTION
 from datamodules.transforms import reduced_size
+from pipeline.finetuning.kernel_ridge import MOST_CENTRES
 from pipeline.finetuning.optimization import MOST, RELATIVE_STEP, USUAL_BATCH, default_rates, growth
 from pipeline.planning.budget import Fitted
 from pipeline.planning.duration import in_words
@@ -31,6 +32,8 @@ _LEAST_EPOCHS, _MOST_EPOCHS = 3, 24
 _OF_A_CLASS = 900  # passes of its images, beyond those of the least epochs
 # Images that pass in all epochs together, from which on a fresh head does better than a solved one.
 _FRESH_FROM = 2_000
+# Images from which on distances to them tell what training would find; fewer leave gaps.
+_LEAST_COMPARED = 500
 _SCRATCH_EPOCHS = 10
 # With fewer epochs than this, each is needed at the size that training ends with.
 _LEAST_TO_REDUCE = 12
@@ -93,6 +96,13 @@ def strategy(facts: Facts, epochs: int, trains: bool) -> Ruled:
     fresh = strategy_of("FullFineTuning", freeze_early=_TWO_STAGES if few else facts.images <= MANY)
     if not facts.linear_head:
         return Ruled(fresh, "the network's head is not linear in its features, and cannot be solved")
+    if not trains and _tells_by_distances(facts):
+        return Ruled(
+            strategy_of("KernelProbe"),
+            f"distances to {facts.images:,} images, as the network's last {facts.head_stages} stages see them, tell as "
+            "much as training on a processor would find in many times as long",
+            MEASURED,
+        )
     if facts.images * epochs >= _FRESH_FROM:
         return Ruled(
             fresh,
@@ -115,6 +125,12 @@ def strategy(facts: Facts, epochs: int, trains: bool) -> Ruled:
     )
 
 
+def _tells_by_distances(facts: Facts) -> bool:
+    # On a GPU epochs take seconds, and what they find goes on growing.
+    able = facts.pretrained and facts.linear_head and facts.head_stages > 1 and not facts.multi_label
+    return able and facts.device == "cpu" and _LEAST_COMPARED <= facts.images <= MOST_CENTRES
+
+
 def head_stages(facts: Facts, solved: bool) -> Ruled:
     """How many of the backbone's last stages the classifier sees."""
     if facts.head_stages == 1:
@@ -128,12 +144,13 @@ def head_stages(facts: Facts, solved: bool) -> Ruled:
     )
 
 
-def train_size(facts: Facts, trains: bool) -> Ruled:
+def train_size(facts: Facts, trains: bool, once: bool = False) -> Ruled:
     """Side of the images that are trained on.
 
     Args:
         facts: on images, weights and machine.
         trains: whether more is trained than the head, so that images pass often.
+        once: whether each image passes but once.
     """
     if facts.fixed_size:
         return Ruled(facts.weights_size, "the network takes no other size")
@@ -144,7 +161,8 @@ def train_size(facts: Facts, trains: bool) -> Ruled:
         return Ruled(facts.weights_size, "what networks of this kind are usually trained with")
     size = facts.weights_size
     if facts.device == "cpu":
-        size = min(size, _CPU_SIZE, max(own, _CPU_ENLARGED if trains else _CPU_SIZE))
+        usual = size if once else _CPU_SIZE
+        size = min(usual, size, max(own, _CPU_ENLARGED if trains else _CPU_SIZE))
     if facts.short_side < size:
         return Ruled(
             size,
