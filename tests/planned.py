@@ -19,6 +19,7 @@ FACTS = Facts(
     linear_head=True,
     head_stages=3,
     described_by_head=True,
+    trained_here=False,
     depthwise=False,
     step_scale=0.02,
     device="cpu",

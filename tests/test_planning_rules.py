@@ -31,11 +31,11 @@ def test_few_images_are_left_to_a_head_that_sees_several_stages() -> None:
         assert name_of(rules.strategy(replace(few, **other), 24, trains=False)) == "FullFineTuning"
 
 
-def test_some_hundred_images_on_a_processor_are_told_by_their_distances() -> None:
+def test_a_thousand_images_on_a_processor_are_told_by_their_distances() -> None:
     def chosen(trains: bool = False, **facts: object) -> str:
         return name_of(rules.strategy(replace(FACTS, **facts), 6, trains))
 
-    assert [chosen(images=count) for count in (499, 500, 2_000, 2_001)] == [
+    assert [chosen(images=count) for count in (999, 1_000, 2_000, 2_001)] == [
         "FullFineTuning",
         "KernelProbe",
         "KernelProbe",
@@ -47,6 +47,7 @@ def test_some_hundred_images_on_a_processor_are_told_by_their_distances() -> Non
         {"linear_head": False},
         {"head_stages": 1},
         {"multi_label": True},
+        {"trained_here": True},
         {"trains": True},
     ):
         assert chosen(**other) == "FullFineTuning"

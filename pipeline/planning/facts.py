@@ -35,6 +35,7 @@ class Facts:
         linear_head: whether the classifier is one linear layer, and can be solved.
         head_stages: how many of the last stages a classifier can see.
         described_by_head: whether a classifier that sees all of them sees just what tells strange images.
+        trained_here: whether the weights may have learned these very images.
         depthwise: whether the network has both depthwise convolutions and batch normalisations.
         step_scale: root mean square of the backbone's weights, the median over its layers.
         device: ``cpu``, ``cuda`` or another kind.
@@ -58,6 +59,7 @@ class Facts:
     linear_head: bool
     head_stages: int
     described_by_head: bool
+    trained_here: bool
     depthwise: bool
     step_scale: float
     device: str
@@ -101,6 +103,7 @@ def gather_facts(data: ImageDataModule, task: ClassificationTask, weights_size: 
         linear_head=has_linear_head(network, channels),
         head_stages=most_head_stages(network, channels),
         described_by_head=described_by_head(task.hparams["backbone"], LAST_STAGES),
+        trained_here=task.lineage.trained_here,
         depthwise=normalises_depthwise(network),
         step_scale=weight_scale(network, task.head),
         device=device,

@@ -33,7 +33,7 @@ _OF_A_CLASS = 900  # passes of its images, beyond those of the least epochs
 # Images that pass in all epochs together, from which on a fresh head does better than a solved one.
 _FRESH_FROM = 2_000
 # Images from which on distances to them tell what training would find; fewer leave gaps.
-_LEAST_COMPARED = 500
+_LEAST_COMPARED = 1_000
 _SCRATCH_EPOCHS = 10
 # With fewer epochs than this, each is needed at the size that training ends with.
 _LEAST_TO_REDUCE = 12
@@ -126,9 +126,10 @@ def strategy(facts: Facts, epochs: int, trains: bool) -> Ruled:
 
 
 def _tells_by_distances(facts: Facts) -> bool:
-    # On a GPU epochs take seconds, and what they find goes on growing.
+    # On a GPU epochs take seconds; a network that has learned the images says nothing true of how near others are.
     able = facts.pretrained and facts.linear_head and facts.head_stages > 1 and not facts.multi_label
-    return able and facts.device == "cpu" and _LEAST_COMPARED <= facts.images <= MOST_CENTRES
+    fitting = facts.device == "cpu" and not facts.trained_here
+    return able and fitting and _LEAST_COMPARED <= facts.images <= MOST_CENTRES
 
 
 def head_stages(facts: Facts, solved: bool) -> Ruled:
