@@ -9,8 +9,8 @@ The cases are those of ``benchmarks/transfer.py`` with 20 images a class and, fo
 full; two more have copies of the images at 64 px. But a quarter of the training images tests (another one for each
 seed, near-duplicates together), and the images by which ours is compared with its peers are left out: what is chosen
 here must not have seen them. Each row changes one thing against what ``fit`` does with nothing but the data given, and
-is compared with that seed by seed. Of the two cases with so few images that ``fit`` leaves them to a head alone, that
-is a row itself; the others change what is done with them where training is asked for.
+is compared with that seed by seed. Where that leaves the images to a head alone, as the fewest and those in full, heads
+are rows themselves, and the others change what is done with them where training is asked for.
 
 Runs go side by side, a processor each: no seconds are taken here. Each result is written at once as a JSON line of
 ``--results``, where a second run goes on.
@@ -57,9 +57,12 @@ CASES = {
 }
 SEEDS = range(4)
 
-#: What rows are compared with in cases that nothing but the data given would leave to a head alone.
-TRAINED = ("--finetuning=ProbeThenFineTune", "--trainer.max_epochs=24", "--model.head_stages=1")
-LEFT_TO_A_HEAD = FEW[1:]
+#: What rows are compared with in cases that nothing but the data given would leave to a head alone: what is done there
+#: where training is asked for.
+TRAINED = {
+    **dict.fromkeys(FEW[1:], ("--finetuning=ProbeThenFineTune", "--trainer.max_epochs=24", "--model.head_stages=1")),
+    **dict.fromkeys((*MANY, SMALL[1]), ("--finetuning=FullFineTuning", "--finetuning.freeze_early=true")),
+}
 
 Chosen = dict[str, Any]
 
@@ -122,6 +125,7 @@ ROWS = (
     Row("solved head (ProbeThenFineTune)", told(PROBE_THEN), MANY),
     Row("head alone (LinearProbe)", told("--finetuning=LinearProbe"), BOTH),
     Row("head alone on three stages and turned images", told(*ALONE), FEW),
+    Row("head alone, by distances", told("--finetuning=KernelProbe", "--model.head_stages=3"), MANY),
     Row("solved head that sees three stages", told(PROBE_THEN, "--model.head_stages=3"), FEW + MANY),
     Row("stage by stage (GradualUnfreezing)", told("--finetuning=GradualUnfreezing")),
     Row("statistics as the weights brought them", told(PROBE_THEN, "--finetuning.measure=false")),
@@ -204,7 +208,7 @@ class Ablation:
 
     def _run(self, name: str, case: str, seed: int, arguments: list[str]) -> bool:
         tables = self.workplace.folder / "cases" / f"{case}-{seed}"
-        told = [*(TRAINED if case in LEFT_TO_A_HEAD else ()), *arguments]
+        told = [*TRAINED.get(case, ()), *arguments]
         try:
             result = self.workplace.compete(CASES[case], seed, shlex.join([OURS, *told]), tables)
         except ChildProcessError as error:

@@ -64,7 +64,7 @@ def main() -> None:
                 groups = [images[row].group for row in rows]
                 probe = fit_probe(seen[rows], targets[rows], classes, together=groups, seed=seed, widths=widths)
                 linear.append(judged(seen[test] @ probe.weight.T + probe.bias, targets[test]))
-                head = fit_kernel_ridge(seen[rows], targets[rows], classes, together=groups, seed=seed)
+                head = fit_kernel_ridge(seen[rows], targets[rows], classes, together=groups, seed=seed, widths=widths)
                 curved.append(judged(logits(head, seen[test]), targets[test]))
             before, after = np.array(linear), np.array(curved)
             gained, lost = (mean_of([(after - before)[:, column].tolist()]) for column in (0, 1))

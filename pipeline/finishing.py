@@ -119,8 +119,8 @@ def answers_out_of_fold(
 ) -> tuple[list[int], Predictions] | None:
     """What is answered to training images by heads that have not seen them.
 
-    They were solved as the head that is handed over, on four fifths of the images; what was chosen by all of them is
-    its penalty alone.
+    They were solved as the head that is handed over, on four fifths of the images or on all but one; what was chosen by
+    all of them is its penalty, and of a head that answers by distances its width and scale.
 
     Args:
         trainer: done with the training.

@@ -97,6 +97,35 @@ def test_a_feature_that_never_changes_and_a_class_without_images_do_no_harm() ->
     assert set(found.argmax(1).tolist()) == {0, 1}
 
 
+def test_a_feature_that_wakes_up_only_later_does_not_drown_the_others() -> None:
+    features, targets = rings(300)
+    others, truth = rings(300, seed=1)
+    rng = np.random.default_rng(0)
+    quiet = torch.cat([features, torch.zeros(300, 1), torch.from_numpy(rng.normal(0, 1e-5, (300, 1))).float()], 1)
+    awake = torch.cat([others, torch.full((300, 2), 0.05)], 1)
+    head = fit_kernel_ridge(quiet, targets, 2)
+    assert all(torch.isfinite(tensor).all() for tensor in head.state().values())
+    assert (logits(head, awake).argmax(1) == truth).float().mean() > 0.98
+
+
+def test_images_whose_class_is_in_their_unit_alone_do_not_say_how_good_it_is() -> None:
+    features, targets = rings(200)
+    others, truth = rings(300, seed=1)
+    third = torch.cat([features, torch.full((20, 2), 6.0) + 0.1 * torch.randn(20, 2)])
+    classes = torch.cat([targets, torch.full((20,), 2)])
+    usual = fit_kernel_ridge(third, classes, 3)
+    grouped = fit_kernel_ridge(third, classes, 3, together=[*range(200), *[-1] * 20])
+    assert grouped.left_out[200:].isnan().all()
+    assert grouped.left_out[:200].isfinite().all()
+    scales = [float(head.bias.sum()) for head in (usual, grouped)]
+    assert scales[1] == pytest.approx(scales[0], rel=0.3)
+    # All in one unit: none can be judged, and the head is as good.
+    alone = fit_kernel_ridge(features, targets, 2, together=[0] * 200)
+    assert alone.left_out.isnan().all()
+    torch.testing.assert_close(logits(alone, others), logits(fit_kernel_ridge(features, targets, 2), others))
+    assert (logits(alone, others).argmax(1) == truth).float().mean() > 0.98
+
+
 def test_the_head_of_a_network_answers_alike_and_in_float32() -> None:
     features, targets = rings(50)
     solved = fit_kernel_ridge(features, targets, 2)

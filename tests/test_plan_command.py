@@ -105,6 +105,35 @@ def test_few_images_are_left_to_the_head_unless_training_is_asked_for(
     assert "LinearProbe" not in trained
 
 
+@pytest.mark.parametrize(
+    ("told", "strategy"),
+    [
+        ([], "KernelProbe"),
+        (["--data.train_size=64"], "KernelProbe"),
+        (["--data.orientation=any"], "FullFineTuning"),
+        (["--monitor=val/macro_f1"], "FullFineTuning"),
+        (["--trainer.gradient_clip_val=1"], "FullFineTuning"),
+        (["--model.head_stages=1"], "FullFineTuning"),
+        (["--trainer.max_epochs=9"], "FullFineTuning"),
+    ],
+)
+def test_a_thousand_images_are_told_by_distances_unless_something_else_is_asked_for(
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    told: list[str],
+    strategy: str,
+) -> None:
+    real = session.gather_facts
+    monkeypatch.setattr(session, "gather_facts", lambda *given: replace(real(*given), images=1_500, validated=150))
+    assert main(["plan", *arguments, *told]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert lines["finetuning"].split()[1] == strategy
+    if strategy == "KernelProbe":
+        assert lines["model.head_stages"].split()[1] == "3"
+        assert "trainer.max_epochs  1 " in lines["trainer.max_epochs"]
+
+
 def test_crops_are_chosen_for_the_standard_augmentation_alone(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,9 +48,11 @@ def test_a_thousand_images_on_a_processor_are_told_by_their_distances() -> None:
         {"head_stages": 1},
         {"multi_label": True},
         {"trained_here": True},
+        {"classes": 16},
         {"trains": True},
     ):
         assert chosen(**other) == "FullFineTuning"
+    assert name_of(rules.strategy(FACTS, 6, trains=False, steers=True)) == "FullFineTuning"
     # What passes but once may have as many pixels as the weights know.
     assert rules.train_size(FACTS, trains=False, once=True).value == 224
     assert rules.train_size(replace(FACTS, short_side=90), trains=False, once=True).value == 160

@@ -9,14 +9,15 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.finetuning.probe import spreads
 from pipeline.models.kernel_head import kernel
 
 #: Widths of the kernel (see :func:`~pipeline.models.kernel_head.kernel`) and penalties that are tried.
 WIDTHS, PENALTIES = (0.25, 0.5, 1.0), (0.3, 0.1, 0.03, 0.01)
 #: Images that others are compared with, at most; all of them are where there are no more.
 MOST_CENTRES = 2_000
-# Added to the deviation of each feature, so that what never changes tells nothing.
-_LEAST_DEVIATION = 1e-3
+# By which a feature is divided that never changes, and tells nothing; a checkpoint keeps no infinite number.
+_CONSTANT = 1e30
 # Of what is predicted, by which it becomes logits: natural logarithms of the least and the largest.
 _SCALES = (-2.0, 5.0)
 # Eigenvalues below this share of the largest are rounding.
@@ -35,7 +36,8 @@ class KernelRidge:
         weight: float32 ``(C, M)``.
         bias: float32 ``(C,)``.
         penalty: that was chosen.
-        left_out: logits of the training images, each answered as if its unit had been left out, float32 ``(N, C)``.
+        left_out: logits of the training images, each answered as if its unit had been left out, float32 ``(N, C)``; NaN
+            where none of its class would have been left.
     """
 
     centres: Tensor
@@ -60,6 +62,7 @@ def fit_kernel_ridge(
     weights: Tensor | None = None,
     together: Sequence[Hashable] | None = None,
     seed: int = 0,
+    widths: Sequence[int] | None = None,
 ) -> KernelRidge:
     """Least squares on one column a class, with the width and the penalty by which left-out images are told best.
 
@@ -75,6 +78,7 @@ def fit_kernel_ridge(
         weights: of the images in the loss, float ``(N,)``, at least 0; none: all alike.
         together: images that share a value are left out together.
         seed: of the choice of centres.
+        widths: how many features each stage of the network has, in their order; none: they are of one stage.
 
     Example:
         >>> features = torch.tensor([[0.0], [0.1], [1.0], [1.1], [2.0], [2.1]])
@@ -86,22 +90,25 @@ def fit_kernel_ridge(
     features, truth = features.double(), functional.one_hot(targets, classes).double()
     share = torch.ones(len(features)).double() if weights is None else weights.double() / weights.double().mean()
     mean = share @ features / share.sum()
-    deviation = (share @ (features - mean) ** 2 / share.sum()).sqrt() + _LEAST_DEVIATION
+    variances = share @ (features - mean) ** 2 / share.sum()
+    deviation = spreads(variances, float((share > 0).sum()), widths).clamp_max(_CONSTANT)
     known = (features - mean) / deviation
     order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
     centres = known[order[:MOST_CENTRES].sort().values]
-    units = _shared(range(len(known)) if together is None else together)
+    units, judged = _left_out_together(range(len(known)) if together is None else together, truth, share)
+    counted = share if judged is None else share * judged
     prior = share @ truth / share.sum()
     best: tuple[float, float, float, float, Tensor, Tensor] | None = None
     for width in WIDTHS:
         problem = _Problem(known, centres, width, truth - prior, share)
         for penalty in PENALTIES:
             predicted = truth - problem.left_out(penalty, units)
-            scale, loss = _fit_scale(predicted, targets, share)
+            scale, loss = _fit_scale(predicted, targets, counted)
             if best is None or loss < best[0]:
                 best = (loss, width, penalty, scale, scale * problem.solve(penalty), scale * predicted)
     assert best is not None
     _, width, penalty, scale, weight, left_out = best
+    left_out[torch.ones(len(left_out), dtype=torch.bool) if judged is None else ~judged] = torch.nan
     return KernelRidge(
         centres.float(),
         mean.float(),
@@ -156,12 +163,24 @@ class _Problem:
         return found
 
 
-def _shared(together: Sequence[Hashable]) -> list[Tensor]:
-    """Rows of each unit of more than one image."""
+def _left_out_together(
+    together: Sequence[Hashable], truth: Tensor, share: Tensor
+) -> tuple[list[Tensor], Tensor | None]:
+    """Rows of each unit of more than one image, and which images can be judged without their unit, bool ``(N,)``.
+
+    One whose class is in its unit alone could only be told wrong. Where that leaves fewer than two classes, images are
+    left out one by one, which says something of width and penalty, and nothing that could be told of the head: None.
+    """
     number = {unit: place for place, unit in enumerate(dict.fromkeys(together))}
-    of = np.array([number[unit] for unit in together])
-    order = np.argsort(of, kind="stable")
-    return [torch.from_numpy(rows) for rows in np.split(order, np.flatnonzero(np.diff(of[order])) + 1) if len(rows) > 1]
+    of = torch.tensor([number[unit] for unit in together])
+    weighed = share[:, None] * truth
+    others = weighed.sum(0) - torch.zeros(len(number), truth.shape[1]).double().index_add(0, of, weighed)[of]
+    judged = (others * truth).sum(1) > 1e-9
+    if (truth[judged].sum(0) > 0).sum() < 2:
+        return [], None
+    order = torch.argsort(of, stable=True)
+    counts = torch.bincount(of).tolist()
+    return [rows for rows in order.split(counts) if len(rows) > 1], judged
 
 
 def _fit_scale(predicted: Tensor, targets: Tensor, share: Tensor) -> tuple[float, float]:

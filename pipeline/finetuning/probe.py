@@ -64,7 +64,7 @@ def fit_probe(
 ) -> Probe:
     """Penalised logistic regression, multinomial or one a class, with the penalty chosen by cross-validation.
 
-    Features are standardised, with care where few images say how far they spread (see :func:`_spreads`); the bias is
+    Features are standardised, with care where few images say how far they spread (see :func:`spreads`); the bias is
     not penalised. Each problem is solved by L-BFGS (Liu and Nocedal 1989) in the directions of the features' spread,
     scaled by Boehning's bound on the curvature (1992, https://doi.org/10.1007/BF00048682). From the middle penalty the
     search goes on to where held-out images are predicted better, each solution beginning with the one before; a
@@ -119,7 +119,7 @@ def _fit(
     share = torch.ones(len(features)) if weights is None else weights.float()
     mean = share @ features / share.sum()
     variances = share @ (features - mean) ** 2 / share.sum()
-    deviation = _spreads(variances, int((share > 0).sum()) / views, widths)
+    deviation = spreads(variances, int((share > 0).sum()) / views, widths)
     problem = _Problem((features - mean) / deviation, truth, multi_label=targets.ndim == 2)
     losses: dict[float, float] = {}
     penalty, start = sorted(penalties)[len(penalties) // 2], None
@@ -133,7 +133,7 @@ def _fit(
     return Probe(weight, solved[-1] - weight @ mean, penalty, losses)
 
 
-def _spreads(variances: Tensor, images: float, widths: Sequence[int] | None) -> Tensor:
+def spreads(variances: Tensor, images: float, widths: Sequence[int] | None) -> Tensor:
     """The deviations that features are divided by, ``(F,)``; infinite for a constant, which tells nothing.
 
     A feature that few images hardly excite (a filter that waits for something which they do not show) seems to spread

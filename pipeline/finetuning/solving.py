@@ -167,8 +167,9 @@ def solve_head(
 def solve_kernel_head(trainer: Trainer, task: Any, data: PlainImages, folder: Path) -> KernelRidge:
     """The best classifier by distances of the training images' features; arguments as for :func:`solve_head`."""
     seen = _Seen.of(trainer, task, data, folder, {})
+    widths = backbones.feature_widths(task.network)
     head = fit_kernel_ridge(
-        seen.features, seen.targets, len(task.classes), seen.weights, seen.units, task.hparams["seed"]
+        seen.features, seen.targets, len(task.classes), seen.weights, seen.units, task.hparams["seed"], widths
     )
     offsets = _offsets(task)
     return replace(head, bias=head.bias + offsets, left_out=head.left_out + offsets)

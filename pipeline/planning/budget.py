@@ -11,10 +11,12 @@ from pipeline.planning.timing import Pace
 
 #: Share of the budget that is planned with; the rest is for what was not foreseen.
 _PLANNED = 0.93
-# Seconds for what does not grow with the images: opening the tracked run and the first processes that read, solving a
-# head, and at the end starting two evaluations and closing the run; where it is asked for, exporting the model, logging
-# it, and starting the process that proves it.
-_OPENING, _SOLVING, _CLOSING, _REGISTERING = 5.0, 3.0, 7.0, 15.0
+#: Seconds for solving a head, and for solving one that answers by distances to as many images as it can.
+SOLVING, DISTANCES = 3.0, 15.0
+# Seconds for what does not grow with the images, either: opening the tracked run and the first processes that read, and
+# at the end starting two evaluations and closing the run; where it is asked for, exporting the model, logging it, and
+# starting the process that proves it.
+_OPENING, _CLOSING, _REGISTERING = 5.0, 7.0, 15.0
 # Networks that answer validation images before one of them is handed over.
 _NETWORKS = 3
 # More epochs than this many times the usual number bring nothing.
@@ -53,6 +55,7 @@ class Budget:
         views_of_head: that it averages where a head is solved and nothing trained.
         preparing: seconds of trying how images may be turned, where they will be.
         registers: whether the model is registered, which repeats the test in a process of its own.
+        head: seconds of solving a head, beside its features.
     """
 
     seconds: float
@@ -64,6 +67,7 @@ class Budget:
     views_of_head: int = 1
     preparing: float = 0.0
     registers: bool = False
+    head: float = SOLVING
 
     def expected(self, train_size: int, image_size: int, epochs: int, solving: int) -> float:
         """Seconds that a run will have taken at its end.
@@ -92,9 +96,9 @@ class Budget:
             seconds += _REGISTERING + facts.tested * large.with_reading(answering)
         solving = solving if epochs else max(1, solving)
         if solving:
-            seconds += solving * facts.images * embedded + _SOLVING
+            seconds += solving * facts.images * embedded + self.head
         if not epochs and not facts.validated:  # heads that judge the training images
-            seconds += _SOLVING
+            seconds += self.head
         if epochs or solving > 1:  # images are turned
             seconds += self.preparing
         if not epochs:

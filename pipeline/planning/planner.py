@@ -21,7 +21,7 @@ from pipeline.finetuning.solving import held_out_together
 from pipeline.home import cache_home
 from pipeline.models.backbones import feature_widths
 from pipeline.planning import rules
-from pipeline.planning.budget import Budget, Fitted
+from pipeline.planning.budget import DISTANCES, SOLVING, Budget, Fitted
 from pipeline.planning.facts import Facts
 from pipeline.planning.orientation import TURNS, Recognised, try_turns
 from pipeline.planning.plan import OPEN, Choice, Plan
@@ -201,6 +201,7 @@ class Planner:
             _VIEWS[views or "none"],
             self._seconds_of_turns(stopwatch, size.value) if self._tries_turns else 0.0,
             self.settings.registered_model_name is not None,
+            DISTANCES if rules.name_of(strategy.value) == "KernelProbe" else SOLVING,
         )
         fit = partial(budget.fit, both, passes.value, given or size.value)
         if rules.name_of(strategy.value) in _ALONE:
@@ -227,7 +228,15 @@ class Planner:
         given = self._given("finetuning")
         if given is not None:
             return Ruled(given, "set by you")
-        return rules.strategy(self.facts, epochs, self.trains)
+        return rules.strategy(self.facts, epochs, self.trains, self._steers)
+
+    @property
+    def _steers(self) -> bool:
+        """Whether a person has set what a head by distances has no use for, or was not measured with."""
+        trainer = self.settings.trainer
+        steps = trainer.accumulate_grad_batches != 1 or trainer.gradient_clip_val is not None
+        narrow = self._given("model.head_stages") == 1
+        return steps or narrow or self._given(ORIENTATION) is not None or says_what_to_choose_by(self.settings)
 
     def _given(self, setting: str) -> Any:
         """What a person has set; None where it is open."""

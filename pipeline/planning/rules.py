@@ -33,7 +33,7 @@ _OF_A_CLASS = 900  # passes of its images, beyond those of the least epochs
 # Images that pass in all epochs together, from which on a fresh head does better than a solved one.
 _FRESH_FROM = 2_000
 # Images from which on distances to them tell what training would find; fewer leave gaps.
-_LEAST_COMPARED = 1_000
+_LEAST_COMPARED, _LEAST_OF_A_CLASS = 1_000, 100
 _SCRATCH_EPOCHS = 10
 # With fewer epochs than this, each is needed at the size that training ends with.
 _LEAST_TO_REDUCE = 12
@@ -82,13 +82,14 @@ def usual_val_fraction() -> Ruled:
     return Ruled(VAL_FRACTION, "a metric or a patience that is named wants images held out")
 
 
-def strategy(facts: Facts, epochs: int, trains: bool) -> Ruled:
+def strategy(facts: Facts, epochs: int, trains: bool, steers: bool = False) -> Ruled:
     """How the network is trained.
 
     Args:
         facts: on images and network.
         epochs: passes over the training images.
         trains: whether the backbone is to be trained, however few images there are.
+        steers: whether something is set that a head by distances has no use for.
     """
     if not facts.pretrained:
         return Ruled(strategy_of("FullFineTuning"), "there are no pretrained weights to build on")
@@ -96,7 +97,7 @@ def strategy(facts: Facts, epochs: int, trains: bool) -> Ruled:
     fresh = strategy_of("FullFineTuning", freeze_early=_TWO_STAGES if few else facts.images <= MANY)
     if not facts.linear_head:
         return Ruled(fresh, "the network's head is not linear in its features, and cannot be solved")
-    if not trains and _tells_by_distances(facts):
+    if not trains and not steers and _tells_by_distances(facts):
         return Ruled(
             strategy_of("KernelProbe"),
             f"distances to {facts.images:,} images, as the network's last {facts.head_stages} stages see them, tell as "
@@ -129,7 +130,8 @@ def _tells_by_distances(facts: Facts) -> bool:
     # On a GPU epochs take seconds; a network that has learned the images says nothing true of how near others are.
     able = facts.pretrained and facts.linear_head and facts.head_stages > 1 and not facts.multi_label
     fitting = facts.device == "cpu" and not facts.trained_here
-    return able and fitting and _LEAST_COMPARED <= facts.images <= MOST_CENTRES
+    enough = _LEAST_COMPARED <= facts.images <= MOST_CENTRES and facts.images >= _LEAST_OF_A_CLASS * facts.classes
+    return able and fitting and enough
 
 
 def head_stages(facts: Facts, solved: bool) -> Ruled:
