@@ -6,8 +6,8 @@ from lightning.pytorch import Trainer
 
 from datamodules import ImageDataModule
 from datamodules.splits import SPLITS
-from pipeline.finetuning import HeadAlone, Strategy
-from pipeline.finetuning.head_alone import judges_in_folds
+from pipeline.finetuning import Strategy
+from pipeline.finetuning.head_alone import HeadAlone, judges_in_folds
 from pipeline.models.summary import count_parameters
 from pipeline.planning.duration import in_words
 from pipeline.planning.plan import Plan

@@ -17,8 +17,8 @@ from pipeline.evaluation.calibration import fit_temperature, tempered
 from pipeline.evaluation.comparison import paired_differences
 from pipeline.evaluation.familiarity import Familiarity
 from pipeline.evaluation.predictions import Predictions, to_probabilities
-from pipeline.finetuning import HeadAlone
 from pipeline.finetuning.features import task_features
+from pipeline.finetuning.head_alone import HeadAlone
 from pipeline.finetuning.interpolation import USUAL_SHARE, StartingPoint, between, choose_share
 from pipeline.finetuning.solving import held_out_together
 from pipeline.models.backbones import describe, described_by_head

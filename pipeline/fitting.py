@@ -15,7 +15,7 @@ from pipeline.checkpoints import CALIBRATED, calibrate_checkpoint, read_checkpoi
 from pipeline.evaluation.calibration import fit_temperature
 from pipeline.evaluation.metrics import OUT_OF_FOLD
 from pipeline.evaluation.predictions import PredictionCollector
-from pipeline.finetuning import HeadAlone
+from pipeline.finetuning.head_alone import HeadAlone
 from pipeline.finetuning.interpolation import USUAL_TEMPERATURE, StartingPoint
 from pipeline.finishing import answers_out_of_fold, interpolated_checkpoint, measure_familiarity, settled_checkpoint
 from pipeline.monitor import MONITORS

@@ -20,7 +20,8 @@ from pipeline.arguments import add_arguments, add_seed
 from pipeline.briefing import brief
 from pipeline.errors import UserError
 from pipeline.evaluation.predictions import PredictionCollector, write_csv
-from pipeline.finetuning import HeadAlone, Strategy
+from pipeline.finetuning import Strategy
+from pipeline.finetuning.head_alone import HeadAlone
 from pipeline.finishing import saw_the_start
 from pipeline.fitting import Fitting, evaluate, interruptible
 from pipeline.monitor import choose_monitor

@@ -13,7 +13,7 @@ from pipeline.cli import main
 from pipeline.models.family import FAMILY
 from tests.support import fast, write_images
 
-STRATEGIES = "FullFineTuning, GradualUnfreezing, LinearProbe, ProbeThenFineTune"
+STRATEGIES = "FullFineTuning, GradualUnfreezing, KernelProbe, LinearProbe, ProbeThenFineTune"
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from pipeline.finetuning.full_fine_tuning import FullFineTuning
 from pipeline.finetuning.gradual_unfreezing import GradualUnfreezing
-from pipeline.finetuning.head_alone import HeadAlone
 from pipeline.finetuning.kernel_probe import KernelProbe
 from pipeline.finetuning.linear_probe import LinearProbe
 from pipeline.finetuning.probe_then_finetune import ProbeThenFineTune
@@ -11,7 +10,6 @@ from pipeline.finetuning.strategy import Strategy
 __all__ = [
     "FullFineTuning",
     "GradualUnfreezing",
-    "HeadAlone",
     "KernelProbe",
     "LinearProbe",
     "ProbeThenFineTune",
