@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from datamodules import ImageDataModule
 from datamodules.splits import SPLITS
 from pipeline.finetuning import Strategy
-from pipeline.finetuning.head_alone import HeadAlone, judges_in_folds
+from pipeline.finetuning.head_alone import HeadAlone, judges_training_images
 from pipeline.models.summary import count_parameters
 from pipeline.planning.duration import in_words
 from pipeline.planning.plan import Plan
@@ -78,8 +78,8 @@ def brief(
         weights = f"going on from {checkpoint}"
     else:
         weights = f"{task.lineage}: {task.load_report}" if task.load_report else "none: training from scratch"
-    in_folds = isinstance(strategy, HeadAlone) and checkpoint is None and judges_in_folds(task)
-    unmonitored = "none: nothing is held out" + ("; training images are judged in folds" if in_folds else "")
+    judged = isinstance(strategy, HeadAlone) and checkpoint is None and judges_training_images(task)
+    unmonitored = "none: nothing is held out" + ("; training images are judged by heads without them" if judged else "")
     size, millions = data.preprocessing.size, count_parameters(network) / 1e6
     return [
         f"data       {len(table.paths):,} images in {table.listing.storage.location}",

@@ -1,5 +1,6 @@
 """A budget on the command line: told, kept by what was measured, and by one process."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,24 @@ def test_time_is_measured_on_the_steps_that_will_be_trained(
     monkeypatch.setattr(planner, "Stopwatch", Watched)
     assert main(["plan", *arguments, "--budget=30m", "--data.batch_size=5"]) == 0
     assert measured == [(5, "cpu")]
+
+
+def test_more_time_buys_a_head_by_distances_more_pixels(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = session.gather_facts
+    large = {"images": 1_500, "validated": 150, "short_side": 384, "weights_size": 224}
+    monkeypatch.setattr(session, "gather_facts", lambda *given: replace(real(*given), **large))
+
+    def planned(*told: str) -> tuple[str, ...]:
+        assert main(["plan", *arguments, *told]) == 0
+        lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+        names = ("finetuning", "data.val_fraction", "data.train_size", "trainer.max_epochs")
+        return tuple(lines[name].split()[1] for name in names)
+
+    assert planned("--budget=60m") == planned() == ("KernelProbe", "0", "224", "1")
+    monkeypatch.setattr(Budget, "expected", lambda _, train_size, *__: 20.0 if train_size <= 128 else 60.0)
+    assert planned("--budget=30s") == ("KernelProbe", "0", "128", "1")
 
 
 def test_a_written_plan_is_not_measured_once_more(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

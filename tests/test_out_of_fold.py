@@ -53,7 +53,7 @@ def test_what_nothing_tells_is_not_recognised(
 ) -> None:
     assert main([*arguments, f"--finetuning.turned={turned}"]) == 0
     printed = capsys.readouterr().out
-    assert "monitor    none: nothing is held out; training images are judged in folds" in printed
+    assert "monitor    none: nothing is held out; training images are judged by heads without them" in printed
     assert "training images are judged in folds, each by" in printed.replace("\n" + " " * 35, " ")
     folder, summary = summary_of_newest()
     images = sum(row.split(",")[2] == "train" for row in (folder / "split.csv").read_text().splitlines())
@@ -105,7 +105,9 @@ def test_a_backbone_that_may_have_seen_the_images_is_not_asked(
     else:
         arguments = [*arguments, f"--ckpt_path={folder / 'best.ckpt'}"]
     assert main([*arguments, "--seed_everything=5"]) == 0
-    assert "in folds" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "in folds" not in printed
+    assert "heads without them" not in printed
     other, summary = summary_of_newest()
     assert other != folder
     assert {name.partition("/")[0] for name in summary["metrics"]} == {"test"}
@@ -116,7 +118,9 @@ def test_heads_judge_one_view_and_say_nothing_of_averages(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*arguments, "--model.test_time_augmentation=flip"]) == 0
-    assert "in folds" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "in folds" not in printed
+    assert "heads without them" not in printed
     _, summary = summary_of_newest()
     assert {name.partition("/")[0] for name in summary["metrics"]} == {"test"}
     assert summary["temperature"] == 1.0

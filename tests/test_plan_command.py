@@ -110,6 +110,7 @@ def test_few_images_are_left_to_the_head_unless_training_is_asked_for(
     [
         ([], "KernelProbe"),
         (["--data.train_size=64"], "KernelProbe"),
+        (["--model.test_time_augmentation=flip"], "KernelProbe"),
         (["--data.orientation=any"], "FullFineTuning"),
         (["--monitor=val/macro_f1"], "FullFineTuning"),
         (["--trainer.gradient_clip_val=1"], "FullFineTuning"),
@@ -126,12 +127,14 @@ def test_a_thousand_images_are_told_by_distances_unless_something_else_is_asked_
 ) -> None:
     real = session.gather_facts
     monkeypatch.setattr(session, "gather_facts", lambda *given: replace(real(*given), images=1_500, validated=150))
+    holds_out = "--model.test_time_augmentation=flip" in told  # which left-out images say nothing of
     assert main(["plan", *arguments, *told]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
     assert lines["finetuning"].split()[1] == strategy
+    assert lines["data.val_fraction"].split()[1] == ("0" if strategy == "KernelProbe" and not holds_out else "0.1")
     if strategy == "KernelProbe":
         assert lines["model.head_stages"].split()[1] == "3"
-        assert "trainer.max_epochs  1 " in lines["trainer.max_epochs"]
+        assert lines["trainer.max_epochs"].split()[1] == "1"
 
 
 def test_crops_are_chosen_for_the_standard_augmentation_alone(

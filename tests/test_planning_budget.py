@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.planning.budget import Budget, Fitted
+from pipeline.planning.budget import DISTANCES, LINEAR, Budget, Fitted
 from pipeline.planning.duration import in_words, seconds_of
 from pipeline.planning.facts import Facts, count_devices, first_device
 from pipeline.planning.timing import Pace
@@ -199,3 +199,13 @@ def test_what_is_tried_is_tried_on_the_device_that_is_named_first(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     assert first_device(given, "cuda") == f"cuda:{first}"
     assert first_device(given, "cpu") == "cpu"
+
+
+def test_heads_that_judge_training_images_are_solved_where_none_validate() -> None:
+    def seconds(validated: int, head: float, judging: float) -> float:
+        budget = replace(budget_of(600, replace(FACTS, images=1_000, validated=validated)), head=head, judging=judging)
+        return budget.expected(160, 192, epochs=0, solving=1)
+
+    assert seconds(0, *LINEAR) - seconds(0, 0, 0) == pytest.approx(sum(LINEAR))
+    assert seconds(0, *DISTANCES) - seconds(0, 0, 0) == pytest.approx(DISTANCES[0])
+    assert seconds(200, *LINEAR) - seconds(200, 0, 0) == pytest.approx(LINEAR[0])

@@ -35,12 +35,15 @@ def test_a_thousand_images_on_a_processor_are_told_by_their_distances() -> None:
     def chosen(trains: bool = False, **facts: object) -> str:
         return name_of(rules.strategy(replace(FACTS, **facts), 6, trains))
 
-    assert [chosen(images=count) for count in (999, 1_000, 2_000, 2_001)] == [
+    assert [chosen(images=count, validated=0) for count in (999, 1_000, 2_000, 2_001)] == [
         "FullFineTuning",
         "KernelProbe",
         "KernelProbe",
         "FullFineTuning",
     ]
+    # Those that are held out would train, too, unless they were given as such.
+    assert chosen(images=1_801, validated=200) == "FullFineTuning"
+    assert chosen(images=1_801, validated=200, draws_val=False) == "KernelProbe"
     for other in (
         {"device": "cuda"},
         {"pretrained": False},
@@ -54,8 +57,15 @@ def test_a_thousand_images_on_a_processor_are_told_by_their_distances() -> None:
         assert chosen(**other) == "FullFineTuning"
     assert name_of(rules.strategy(FACTS, 6, trains=False, steers=True)) == "FullFineTuning"
     # What passes but once may have as many pixels as the weights know.
-    assert rules.train_size(FACTS, trains=False, once=True).value == 224
-    assert rules.train_size(replace(FACTS, short_side=90), trains=False, once=True).value == 160
+    assert rules.train_size(FACTS, "KernelProbe").value == 224
+    assert rules.train_size(replace(FACTS, short_side=90), "KernelProbe").value == 160
+    assert rules.train_size(replace(FACTS, short_side=192), "KernelProbe")[:2] == (
+        192,
+        "the images have no more pixels",
+    )
+    # Its training images calibrate it.
+    assert rules.val_fraction(FACTS, "KernelProbe").value == 0
+    assert rules.val_fraction(FACTS, "LinearProbe").value == rules.val_fraction(FACTS).value == 0.1
 
 
 def test_a_solved_head_sees_all_the_stages_that_it_can() -> None:
@@ -77,31 +87,32 @@ def test_the_first_stages_are_trained_by_many_images_and_from_scratch() -> None:
 
 
 def test_pretrained_networks_see_images_as_large_as_their_weights_know_them() -> None:
-    assert rules.train_size(FACTS, trains=True).value == 160
-    assert rules.train_size(replace(FACTS, device="cuda"), trains=True).value == 224
-    assert rules.train_size(replace(FACTS, fixed_size=True), trains=True).value == 224
-    assert rules.train_size(replace(FACTS, weights_size=32), trains=True).value == 32  # networks for CIFAR
+    assert rules.train_size(FACTS, "FullFineTuning").value == 160
+    assert rules.train_size(replace(FACTS, device="cuda"), "FullFineTuning").value == 224
+    assert rules.train_size(replace(FACTS, fixed_size=True), "FullFineTuning").value == 224
+    assert rules.train_size(replace(FACTS, weights_size=32), "FullFineTuning").value == 32  # networks for CIFAR
     enlarged = {
-        short_side: rules.train_size(replace(FACTS, short_side=short_side), trains=True) for short_side in (8, 90, 140)
+        short_side: rules.train_size(replace(FACTS, short_side=short_side), "FullFineTuning")
+        for short_side in (8, 90, 140)
     }
     assert {short_side: size.value for short_side, size in enlarged.items()} == {8: 128, 90: 128, 140: 160}
     assert all(f"of {short_side} px are enlarged" in size.reason for short_side, size in enlarged.items())
-    assert rules.train_size(replace(FACTS, short_side=8, device="cuda"), trains=True).value == 224
-    assert rules.train_size(replace(FACTS, short_side=8, weights_size=32), trains=True).value == 32
+    assert rules.train_size(replace(FACTS, short_side=8, device="cuda"), "FullFineTuning").value == 224
+    assert rules.train_size(replace(FACTS, short_side=8, weights_size=32), "FullFineTuning").value == 32
 
 
 def test_a_head_alone_is_shown_small_images_at_the_usual_size() -> None:
     small = replace(FACTS, short_side=90)
-    assert rules.train_size(small, trains=False).value == 160
-    assert rules.train_size(replace(small, weights_size=32), trains=False).value == 32
-    assert rules.train_size(FACTS, trains=False).value == 160
+    assert rules.train_size(small, "LinearProbe").value == 160
+    assert rules.train_size(replace(small, weights_size=32), "LinearProbe").value == 32
+    assert rules.train_size(FACTS, "LinearProbe").value == 160
 
 
 def test_from_scratch_images_are_not_enlarged_beyond_their_own_pixels() -> None:
     fresh = replace(FACTS, pretrained=False)
-    assert rules.train_size(fresh, trains=True).value == 224
-    assert rules.train_size(replace(fresh, short_side=90), trains=True).value == 96
-    assert rules.train_size(replace(fresh, short_side=8), trains=True).value == 32
+    assert rules.train_size(fresh, "FullFineTuning").value == 224
+    assert rules.train_size(replace(fresh, short_side=90), "FullFineTuning").value == 96
+    assert rules.train_size(replace(fresh, short_side=8), "FullFineTuning").value == 32
 
 
 def test_evaluation_sees_more_pixels_than_training() -> None:
@@ -206,7 +217,7 @@ def every_rule(facts: Facts) -> list[rules.Ruled]:
         rules.strategy(facts, 4, trains=False),
         rules.head_stages(facts, solved=True),
         rules.head_stages(facts, solved=False),
-        rules.train_size(facts, trains=True),
+        rules.train_size(facts, "FullFineTuning"),
         rules.head_alone(60),
         rules.image_size(facts, 160),
         rules.crop_fraction(facts),

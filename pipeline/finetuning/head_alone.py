@@ -11,7 +11,7 @@ from pipeline.finetuning.solving import PlainImages, SolvedHead
 from pipeline.models.backbones import depth_groups
 
 
-def judges_in_folds(task: Any) -> bool:
+def judges_training_images(task: Any) -> bool:
     """Whether training images can be judged by solved heads that have not seen them.
 
     The backbone must not have seen them either, as one that was trained here before may have; and evaluation must look
@@ -48,9 +48,9 @@ class HeadAlone(SolvedHead):
 
         Returns:
             Logits, float32 ``(N, C)``, NaN where an image is not judged: none is where this strategy solved no head, or
-            :func:`judges_in_folds` says no.
+            :func:`judges_training_images` says no.
         """
-        if self.penalty is None or not judges_in_folds(task):
+        if self.penalty is None or not judges_training_images(task):
             return torch.full((len(data.plain("train")), len(task.classes)), torch.nan)
         return self._judge(trainer, task, data)
 

@@ -11,8 +11,9 @@ from pipeline.planning.timing import Pace
 
 #: Share of the budget that is planned with; the rest is for what was not foreseen.
 _PLANNED = 0.93
-#: Seconds for solving a head, and for solving one that answers by distances to as many images as it can.
-SOLVING, DISTANCES = 3.0, 15.0
+#: Seconds for solving a head, and for those that judge its training images; one that answers by distances, here to as
+#: many images as it can, does so itself.
+LINEAR, DISTANCES = (3.0, 3.0), (15.0, 0.0)
 # Seconds for what does not grow with the images, either: opening the tracked run and the first processes that read, and
 # at the end starting two evaluations and closing the run; where it is asked for, exporting the model, logging it, and
 # starting the process that proves it.
@@ -56,6 +57,7 @@ class Budget:
         preparing: seconds of trying how images may be turned, where they will be.
         registers: whether the model is registered, which repeats the test in a process of its own.
         head: seconds of solving a head, beside its features.
+        judging: seconds of solving those that judge the training images, where none validate.
     """
 
     seconds: float
@@ -67,7 +69,8 @@ class Budget:
     views_of_head: int = 1
     preparing: float = 0.0
     registers: bool = False
-    head: float = SOLVING
+    head: float = LINEAR[0]
+    judging: float = LINEAR[1]
 
     def expected(self, train_size: int, image_size: int, epochs: int, solving: int) -> float:
         """Seconds that a run will have taken at its end.
@@ -97,8 +100,8 @@ class Budget:
         solving = solving if epochs else max(1, solving)
         if solving:
             seconds += solving * facts.images * embedded + self.head
-        if not epochs and not facts.validated:  # heads that judge the training images
-            seconds += self.head
+        if not epochs and not facts.validated:
+            seconds += self.judging
         if epochs or solving > 1:  # images are turned
             seconds += self.preparing
         if not epochs:

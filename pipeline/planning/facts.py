@@ -68,6 +68,11 @@ class Facts:
     accumulated: int
 
     @property
+    def taught(self) -> int:
+        """Images that would train if none were held out of them."""
+        return self.images + (self.validated if self.draws_val else 0)
+
+    @property
     def batches(self) -> int:
         """That a step is made of, on all devices together."""
         return self.devices * self.accumulated

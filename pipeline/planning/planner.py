@@ -16,12 +16,12 @@ from datamodules import DataError, ImageDataModule
 from datamodules.transforms import turns
 from pipeline.finetuning.features import task_features
 from pipeline.finetuning.freezing import early_parameters
-from pipeline.finetuning.head_alone import judges_in_folds
+from pipeline.finetuning.head_alone import judges_training_images
 from pipeline.finetuning.solving import held_out_together
 from pipeline.home import cache_home
 from pipeline.models.backbones import feature_widths
 from pipeline.planning import rules
-from pipeline.planning.budget import DISTANCES, SOLVING, Budget, Fitted
+from pipeline.planning.budget import DISTANCES, LINEAR, Budget, Fitted
 from pipeline.planning.facts import Facts
 from pipeline.planning.orientation import TURNS, Recognised, try_turns
 from pipeline.planning.plan import OPEN, Choice, Plan
@@ -59,8 +59,6 @@ _OF_TRAINING = {
     "data.init_args.reduced_epochs": None,
     "patience": None,
 }
-_ALONE = ("LinearProbe", "KernelProbe")  # strategies that solve the head and train nothing
-_SOLVING = (*_ALONE, "ProbeThenFineTune")  # strategies that solve the head
 _SIZES = (96, 128, 160, 192, 224)  # tried where there is a budget
 
 
@@ -117,8 +115,7 @@ class Planner:
         facts = self.facts
         passes = rules.epochs(facts)
         strategy = self._strategy(self._given(EPOCHS) or passes.value)
-        named = rules.name_of(strategy.value)
-        size = rules.train_size(facts, trains=named not in _ALONE, once=named == "KernelProbe")
+        size = rules.train_size(facts, rules.name_of(strategy.value))
         if (given := self._given(IMAGE_SIZE)) is not None:
             size = Ruled(given, "as image_size, which you set")
         expected = None
@@ -128,13 +125,13 @@ class Planner:
             expected = fitted.seconds
         self._settle("trainer.precision", Ruled(*precision))
         chosen = rules.name_of(self._settle("finetuning", strategy))
-        self._settle("model.head_stages", rules.head_stages(facts, chosen in _SOLVING))
+        self._settle("model.head_stages", rules.head_stages(facts, chosen in rules.SOLVING))
         trained = self._settle(TRAIN_SIZE, size)
         self._settle(IMAGE_SIZE, rules.image_size(facts, trained))
         self._settle(CROP, rules.crop_fraction(facts))
-        if chosen in _ALONE:
+        if chosen in rules.ALONE:
             if VAL_FRACTION in self.choices and not told:
-                self._settle(VAL_FRACTION, rules.val_fraction(facts, judges_in_folds(self.bench.task)))
+                self._settle(VAL_FRACTION, rules.val_fraction(facts, self._judging(chosen)))
             if _argument(strategy.value, "turned"):
                 self._settle(ORIENTATION, self._orientation)
             self._settle(EPOCHS, Ruled(1, "a formality: the head is solved before it, and nothing is trained"))
@@ -160,9 +157,16 @@ class Planner:
 
     def _hold_out(self) -> None:
         """Decide whether images are held out for validation; what is not joins those that train."""
-        facts = self.facts
-        if self._settle(VAL_FRACTION, rules.val_fraction(facts)) == 0:
-            self.facts = replace(facts, images=facts.images + facts.validated, validated=0)
+        held_out = self.facts
+        self.facts = replace(held_out, images=held_out.taught, validated=0)
+        without = rules.name_of(self._strategy(self._given(EPOCHS) or rules.epochs(self.facts).value).value)
+        by_distances = self._judging(without) if without == "KernelProbe" else None
+        if self._settle(VAL_FRACTION, rules.val_fraction(held_out, by_distances)) != 0:
+            self.facts = held_out
+
+    def _judging(self, strategy: str) -> str | None:
+        """The strategy, where heads that it solves judge images that they have not seen."""
+        return strategy if judges_training_images(self.bench.task) else None
 
     def _fit(self, seconds: float, started: float, size: Ruled, passes: Ruled) -> tuple[Ruled, Fitted]:
         """The strategy for what fits into the time, and what does, of what is not set."""
@@ -201,10 +205,10 @@ class Planner:
             _VIEWS[views or "none"],
             self._seconds_of_turns(stopwatch, size.value) if self._tries_turns else 0.0,
             self.settings.registered_model_name is not None,
-            DISTANCES if rules.name_of(strategy.value) == "KernelProbe" else SOLVING,
+            *(DISTANCES if rules.name_of(strategy.value) == "KernelProbe" else LINEAR),
         )
         fit = partial(budget.fit, both, passes.value, given or size.value)
-        if rules.name_of(strategy.value) in _ALONE:
+        if rules.name_of(strategy.value) in rules.ALONE:
             return strategy, fit(solving=self._solving(strategy), epochs=0)
         solvable = rules.name_of(rules.strategy(facts, 0, trains=True).value) == "ProbeThenFineTune"
         suffices = solvable and not self.trains and self._given("finetuning") is None
@@ -213,7 +217,7 @@ class Planner:
         if rules.name_of(self._strategy(fitted.epochs).value) == "ProbeThenFineTune":
             fitted = train(solving=1)
         strategy = self._strategy(fitted.epochs)
-        if fitted.epochs and rules.name_of(strategy.value) in _ALONE:
+        if fitted.epochs and rules.name_of(strategy.value) in rules.ALONE:
             fitted = fit(solving=1, epochs=0)
         return (strategy if fitted.epochs else rules.head_alone(seconds)), fitted
 

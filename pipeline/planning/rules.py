@@ -18,6 +18,9 @@ from pipeline.planning.facts import Facts
 MEASURED = "measured: docs/defaults.md"
 #: So many training images can teach even the first stages something, and say themselves how they may be turned.
 MANY = 20_000
+#: Strategies that solve the head and train nothing, and all that solve it.
+ALONE = ("LinearProbe", "KernelProbe")
+SOLVING = (*ALONE, "ProbeThenFineTune")
 #: From this many images in a batch on their own statistics are better than those of before.
 LEAST_FOR_STATISTICS = 8
 
@@ -58,20 +61,27 @@ def _measured(facts: Facts) -> str:
     return MEASURED if facts.pretrained else ""
 
 
-def val_fraction(facts: Facts, in_folds: bool = False) -> Ruled:
+def val_fraction(facts: Facts, judges_itself: str | None = None) -> Ruled:
     """Share of the images that is held out to choose and to calibrate by.
 
     Args:
         facts: on the images.
-        in_folds: whether training images are judged by heads that have not seen them, where none are held out.
+        judges_itself: the strategy that solves the head, where training images are judged by heads that have not seen
+            them if none are held out; none: they are not.
     """
+    if judges_itself == "KernelProbe":
+        return Ruled(
+            0.0,
+            "each training image is judged as if it had been left out, which calibrates by more of them, and all train",
+            MEASURED,
+        )
     held_out = round(VAL_FRACTION * (facts.images + facts.validated))
     if held_out < _LEAST_HELD_OUT:
         instead = "training images are judged in folds, each by a head that has not seen it"
         return Ruled(
             0.0,
             f"{held_out} images choose no better than a coin, and are worth more in training; "
-            + (instead if in_folds else "crossvalidate tests on all images in turn"),
+            + (instead if judges_itself else "crossvalidate tests on all images in turn"),
             _measured(facts),
         )
     return Ruled(VAL_FRACTION, "enough to choose and to calibrate by", _measured(facts))
@@ -130,8 +140,8 @@ def _tells_by_distances(facts: Facts) -> bool:
     # On a GPU epochs take seconds; a network that has learned the images says nothing true of how near others are.
     able = facts.pretrained and facts.linear_head and facts.head_stages > 1 and not facts.multi_label
     fitting = facts.device == "cpu" and not facts.trained_here
-    enough = _LEAST_COMPARED <= facts.images <= MOST_CENTRES and facts.images >= _LEAST_OF_A_CLASS * facts.classes
-    return able and fitting and enough
+    enough = facts.images >= max(_LEAST_COMPARED, _LEAST_OF_A_CLASS * facts.classes)
+    return able and fitting and enough and facts.taught <= MOST_CENTRES
 
 
 def head_stages(facts: Facts, solved: bool) -> Ruled:
@@ -147,13 +157,12 @@ def head_stages(facts: Facts, solved: bool) -> Ruled:
     )
 
 
-def train_size(facts: Facts, trains: bool, once: bool = False) -> Ruled:
+def train_size(facts: Facts, strategy: str) -> Ruled:
     """Side of the images that are trained on.
 
     Args:
         facts: on images, weights and machine.
-        trains: whether more is trained than the head, so that images pass often.
-        once: whether each image passes but once.
+        strategy: by which the network is trained.
     """
     if facts.fixed_size:
         return Ruled(facts.weights_size, "the network takes no other size")
@@ -162,9 +171,10 @@ def train_size(facts: Facts, trains: bool, once: bool = False) -> Ruled:
         if own < facts.weights_size:
             return Ruled(own, f"the images have {facts.short_side} px, and enlarging them costs time alone")
         return Ruled(facts.weights_size, "what networks of this kind are usually trained with")
+    trains = strategy not in ALONE  # so that images pass often
     size = facts.weights_size
     if facts.device == "cpu":
-        usual = size if once else _CPU_SIZE
+        usual = size if strategy == "KernelProbe" else _CPU_SIZE
         size = min(usual, size, max(own, _CPU_ENLARGED if trains else _CPU_SIZE))
     if facts.short_side < size:
         return Ruled(
@@ -172,6 +182,8 @@ def train_size(facts: Facts, trains: bool, once: bool = False) -> Ruled:
             f"images of {facts.short_side} px are enlarged: the weights know things as large as they were trained with",
             "Corley et al. 2023, arXiv:2305.13456",
         )
+    if size < facts.weights_size and size == own:
+        return Ruled(size, "the images have no more pixels")
     if size < facts.weights_size:
         spent = "on more epochs than on more pixels" if trains else "on more images than on more pixels of each"
         return Ruled(size, f"on a processor the time is better spent {spent}", MEASURED)
