@@ -142,7 +142,6 @@ ROWS = (
     Row("twice the epochs", times("trainer.max_epochs", 2), BOTH),
     # Of the few, only trash passes from a fresh head, and begins with smaller images.
     Row("images as large from the first epoch on", told("--data.reduced_epochs=0"), FEW[:1]),
-    Row("images of 224 px", told("--data.train_size=224"), MANY),
     Row("smaller images in the first half", half_reduced, MANY),
     Row("images of 64 px not enlarged", told("--data.train_size=64"), SMALL),
     Row("images of 64 px enlarged to 160 px", told("--data.train_size=160"), SMALL),

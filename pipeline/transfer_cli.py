@@ -203,6 +203,7 @@ class TransferCLI(LightningCLI):
             )
         if self.origin.lineage is not None:
             task.lineage = self.origin.lineage
+        validates = self._require_validation()
         tags = {
             "backbone": task.hparams["backbone"],
             "weights": task.lineage.address,
@@ -210,14 +211,13 @@ class TransferCLI(LightningCLI):
             "weights_licence": task.lineage.licence_in_words,
             "finetuning": type(self.strategy).__name__,
             "imbalance": settings.imbalance,
-            "monitor": self.monitor[0],
+            "monitor": self.monitor[0] if validates else "none",
             "data_digest": table.digest,
             "code_revision": code_revision(),
         }
         if self.origin.begins_from_checkpoint:
             tags["resumed_from"] = str(self.checkpoint)
         counts = {split: dict(table.counts(split)) for split in SPLITS}
-        validates = self._require_validation()
         return Fitting(
             folder=RunFolder(
                 folder,

@@ -80,7 +80,7 @@ def test_time_is_measured_on_the_steps_that_will_be_trained(
     assert measured == [(5, "cpu")]
 
 
-def test_more_time_buys_a_head_by_distances_more_pixels_and_then_training(
+def test_more_time_buys_a_head_by_distances_more_pixels(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = session.gather_facts
@@ -93,13 +93,9 @@ def test_more_time_buys_a_head_by_distances_more_pixels_and_then_training(
         names = ("finetuning", "data.val_fraction", "data.train_size", "trainer.max_epochs")
         return tuple(lines[name].split()[1] for name in names)
 
-    assert planned() == planned("--finetuning=KernelProbe", "--budget=60m") == ("KernelProbe", "0", "224", "1")
-    trained = planned("--budget=60m")
-    assert trained[:3] == ("FullFineTuning", "0.1", "224")
-    assert int(trained[3]) >= 4  # as many as without a budget
+    assert planned() == planned("--budget=60m") == ("KernelProbe", "0", "224", "1")
     monkeypatch.setattr(Budget, "_expected", lambda _, train_size, *__: 20.0 if train_size <= 128 else 60.0)
     assert planned("--budget=30s") == ("KernelProbe", "0", "128", "1")
-    assert planned("--budget=65s") == ("KernelProbe", "0", "224", "1")
 
 
 def test_a_written_plan_is_not_measured_once_more(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

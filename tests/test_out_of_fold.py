@@ -58,6 +58,7 @@ def test_what_nothing_tells_is_not_recognised(
     folder, summary = summary_of_newest()
     images = sum(row.split(",")[2] == "train" for row in (folder / "split.csv").read_text().splitlines())
     assert f"out of fold: {images} images, each judged by a head that was solved without it" in printed
+    assert summary["tags"]["monitor"] == "none"
     assert {name.partition("/")[0] for name in summary["metrics"]} == {"out_of_fold", "test"}
     accuracy = summary["metrics"]["out_of_fold/accuracy"]
     assert accuracy["n"] == images

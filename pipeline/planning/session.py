@@ -1,25 +1,21 @@
 """Where a plan comes from: made here, once, or by the process that started this one."""
 
 import os
-from contextlib import suppress
 from typing import Any
 
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 from datamodules import ImageDataModule
 from pipeline.errors import UserError
-from pipeline.planning import rules
 from pipeline.planning.duration import seconds_of
 from pipeline.planning.facts import gather_facts
 from pipeline.planning.plan import Plan
-from pipeline.planning.planner import TRAIN_SIZE, Planner, Workbench
+from pipeline.planning.planner import Planner, Workbench
 from pipeline.precision import pick_precision
 from pipeline.task import ClassificationTask
 
 # For the processes that Lightning starts beside the first one: what was measured there is measured once.
 _HANDED_ON = "TRANSFER_PIPELINE_PLAN"
-# Training takes more than so many times as long as a head by distances, even on no more pixels than usual.
-_TIMES_AS_LONG = 3
 
 
 def plan_fit(
@@ -44,25 +40,9 @@ def plan_fit(
     facts = gather_facts(data, task, weights_size, settings.trainer)
     precision, reason = pick_precision(str(settings.trainer.accelerator))
     bench = Workbench(data, task, str(settings.trainer.precision or precision), settings.seed_everything)
-
-    def planned(trains: bool) -> Plan:
-        return Planner(settings, facts, bench, trains).plan(seconds, started, (precision, reason))
-
-    plan = planned(trains)
-    if seconds is not None and _leaves_time(plan, seconds):
-        usual = rules.train_size(facts, "FullFineTuning").value
-        with suppress(UserError):  # too little time for a single epoch
-            longer = planned(trains=True)
-            plan = longer if longer.value_of(TRAIN_SIZE, usual) > usual else plan
+    plan = Planner(settings, facts, bench, trains).plan(seconds, started, (precision, reason))
     os.environ[_HANDED_ON] = plan.to_json()
     return plan
-
-
-def _leaves_time(plan: Plan, seconds: float) -> bool:
-    """Whether a head by distances was chosen, and leaves so much time that training may find more."""
-    strategy = plan.values.get("finetuning")
-    by_distances = strategy is not None and rules.name_of(strategy) == "KernelProbe"
-    return by_distances and _TIMES_AS_LONG * (plan.seconds or seconds) < seconds
 
 
 def require_one_process(trainer: Any) -> None:
