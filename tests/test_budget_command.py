@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 
 from pipeline.cli import main
 from pipeline.planning import planner, session
-from pipeline.planning.budget import Budget, Fitted
+from pipeline.planning.budget import LINEAR, Budget, Fitted
 from tests.support import MACHINE, pretrained, write_images
 
 
@@ -96,6 +96,11 @@ def test_more_time_buys_a_head_by_distances_more_pixels(
     assert planned() == planned("--budget=60m") == ("KernelProbe", "0", "224", "1")
     monkeypatch.setattr(Budget, "_expected", lambda _, train_size, *__: 20.0 if train_size <= 128 else 60.0)
     assert planned("--budget=30s") == ("KernelProbe", "0", "128", "1")
+    # A linear head is solved sooner.
+    monkeypatch.setattr(Budget, "_expected", lambda budget, *_: 20.0 + 10 * (budget.head > LINEAR[0]))
+    assert planned("--budget=25s") == ("LinearProbe", "0.1", "224", "1")
+    assert main(["plan", *arguments, "--budget=25s", "--finetuning=KernelProbe"]) == 2
+    assert "--budget: expected at least" in capsys.readouterr().err
 
 
 def test_a_written_plan_is_not_measured_once_more(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.planning.budget import DISTANCES, LINEAR, Budget, Fitted
+from pipeline.planning.budget import LINEAR, Budget, Fitted, distances
 from pipeline.planning.duration import in_words, seconds_of
 from pipeline.planning.facts import Facts, count_devices, first_device
 from pipeline.planning.timing import Pace
@@ -207,5 +207,6 @@ def test_heads_that_judge_training_images_are_solved_where_none_validate() -> No
         return budget.expected(160, 192, epochs=0, solving=1)
 
     assert seconds(0, *LINEAR) - seconds(0, 0, 0) == pytest.approx(sum(LINEAR))
-    assert seconds(0, *DISTANCES) - seconds(0, 0, 0) == pytest.approx(DISTANCES[0])
+    assert seconds(0, *distances(1_000)) - seconds(0, 0, 0) == pytest.approx(distances(1_000)[0])
+    assert distances(100)[0] < distances(1_000)[0] < distances(2_000)[0] == distances(1_000_000)[0]
     assert seconds(200, *LINEAR) - seconds(200, 0, 0) == pytest.approx(LINEAR[0])

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import UserError
+from pipeline.finetuning.kernel_ridge import MOST_CENTRES
 from pipeline.finishing import ASKED_OF_EPOCHS, ASKED_OF_FAMILIARITY, LEAST_HELD_OUT
 from pipeline.planning.duration import in_words
 from pipeline.planning.facts import Facts
@@ -11,9 +12,10 @@ from pipeline.planning.timing import Pace
 
 #: Share of the budget that is planned with; the rest is for what was not foreseen.
 _PLANNED = 0.93
-#: Seconds for solving a head, and for those that judge its training images; one that answers by distances, here to as
-#: many images as it can, does so itself.
-LINEAR, DISTANCES = (3.0, 3.0), (15.0, 0.0)
+#: Seconds for solving a linear head, and for those that judge its training images.
+LINEAR = (3.0, 3.0)
+# Seconds for solving one that answers by distances: of a few images, and how many more of as many as it can.
+_OF_FEW, _OF_MOST = 3.0, 9.0
 # Seconds for what does not grow with the images, either: opening the tracked run and the first processes that read, and
 # at the end starting two evaluations and closing the run; where it is asked for, exporting the model, logging it, and
 # starting the process that proves it.
@@ -25,6 +27,17 @@ _MOST_TIMES = 3
 # With less than this share of the usual epochs, or with fewer pixels than usual, a trained network is hardly better
 # than a head that is solved on more pixels.
 _LEAST_SHARE = 3 / 4
+
+
+def distances(images: int) -> tuple[float, float]:
+    """The seconds of :data:`LINEAR` for a head that answers by distances to so many images; it judges them itself.
+
+    Example:
+        >>> distances(1_000)
+        (4.125, 0.0)
+    """
+    # Matrices are decomposed, which takes the cube of their size.
+    return _OF_FEW + _OF_MOST * (min(images, MOST_CENTRES) / MOST_CENTRES) ** 3, 0.0
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from datamodules import DataError, ImageDataModule
 from datamodules.transforms import turns
+from pipeline.errors import UserError
 from pipeline.finetuning.features import task_features
 from pipeline.finetuning.freezing import early_parameters
 from pipeline.finetuning.head_alone import judges_training_images
@@ -21,7 +23,7 @@ from pipeline.finetuning.solving import held_out_together
 from pipeline.home import cache_home
 from pipeline.models.backbones import feature_widths
 from pipeline.planning import rules
-from pipeline.planning.budget import DISTANCES, LINEAR, Budget, Fitted
+from pipeline.planning.budget import LINEAR, Budget, Fitted, distances
 from pipeline.planning.facts import Facts
 from pipeline.planning.orientation import TURNS, Recognised, try_turns
 from pipeline.planning.plan import OPEN, Choice, Plan
@@ -91,7 +93,7 @@ class Planner:
 
     def __init__(self, settings: Any, facts: Facts, bench: Workbench, trains: bool) -> None:
         self.settings = settings
-        self.facts = facts
+        self.facts = self._gathered = facts
         self.bench = bench
         self.trains = trains or any(self._given(name) != otherwise for name, otherwise in _OF_TRAINING.items())
         self.choices: dict[str, Choice] = {}
@@ -205,9 +207,16 @@ class Planner:
             _VIEWS[views or "none"],
             self._seconds_of_turns(stopwatch, size.value) if self._tries_turns else 0.0,
             self.settings.registered_model_name is not None,
-            *(DISTANCES if rules.name_of(strategy.value) == "KernelProbe" else LINEAR),
+            *(distances(facts.images) if rules.name_of(strategy.value) == "KernelProbe" else LINEAR),
         )
         fit = partial(budget.fit, both, passes.value, given or size.value)
+        if rules.name_of(strategy.value) == "KernelProbe" and self._given("finetuning") is None:
+            with suppress(UserError):
+                return strategy, fit(solving=1, epochs=0)
+            # A linear head is solved sooner; images are held out for it, as they are without distances.
+            strategy = rules.linear_head(seconds)
+            budget = replace(budget, facts=self._gathered, head=LINEAR[0], judging=LINEAR[1])
+            return strategy, budget.fit(both, passes.value, given or size.value, solving=1, epochs=0)
         if rules.name_of(strategy.value) in rules.ALONE:
             return strategy, fit(solving=self._solving(strategy), epochs=0)
         solvable = rules.name_of(rules.strategy(facts, 0, trains=True).value) == "ProbeThenFineTune"

@@ -199,6 +199,11 @@ def head_alone(seconds: float) -> Ruled:
     )
 
 
+def linear_head(seconds: float) -> Ruled:
+    """The strategy where a budget is too small for distances."""
+    return Ruled(strategy_of("LinearProbe"), f"{in_words(seconds)} are not enough to solve a head by distances")
+
+
 def in_time(fitted: Fitted, seconds: float, size: Ruled, passes: Ruled) -> tuple[Ruled, Ruled]:
     """Size of training images and epochs, where there is a budget."""
     within = f"what fits into {in_words(seconds)}, as measured on this machine"
